@@ -1,0 +1,201 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""JinaVLM model configuration."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+
+from .published_checkpoint import is_published_config, translate_config
+
+
+# SigLIP2 so400m/14 at 378 pixels.
+VISION_DEFAULTS = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 378,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+# Qwen3-1.7B with untied embeddings; 151936 rows of its own vocabulary and 128 for the image tokens.
+TEXT_DEFAULTS = {
+    "vocab_size": 152064,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0},
+    "bos_token_id": 151643,
+    "eos_token_id": [151643, 151645],
+    "pad_token_id": 151643,
+}
+
+
+@strict
+class JinaVLMConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`JinaVLMModel`] and [`JinaVLMForConditionalGeneration`]. The defaults are the system of figure 1
+    of *jina-vlm: Small Multilingual Vision Language Model* (arXiv 2512.04032). A `config.json` in the schema of the
+    published checkpoint `jinaai/jina-vlm` is recognised and translated.
+
+    Args:
+        vision_config (`SiglipVisionConfig` or `dict`, *optional*):
+            The vision tower; SigLIP2 so400m/14 at 378 pixels when not given. The model builds its blocks only up to
+            the deepest one in `vision_feature_layer`.
+        text_config (`Qwen3Config` or `dict`, *optional*):
+            The language model; Qwen3-1.7B when not given.
+        layout (`"independent"` or `"stitched"`, *optional*, defaults to `"independent"`):
+            How the pooled cells of the tiles become image tokens: every tile keeps all of its own (the figure), or
+            the overlap of neighbouring tiles is dropped and the rest is put in reading order between marker tokens
+            (the published checkpoint). It sets the defaults of `pooled_grid` and `use_last_tile_embedding`; the
+            model itself never reads it.
+        vision_feature_layer (`list[int]`, *optional*):
+            Vision blocks whose outputs are concatenated for the connector, in this order, counted from 0; negative
+            ones from the last of `vision_config.num_hidden_layers`. `[24, 18]` when not given.
+        pooling_size (`int`, *optional*, defaults to 2):
+            Side of the neighbourhood that the connector pools to one image token, in patches.
+        pooled_grid (`list[int]`, *optional*):
+            Rows and columns of pooled cells in a tile. The patch grid is zero-padded or cropped at the bottom and the
+            right to `pooling_size` times this. When not given, `"independent"` leaves out an incomplete last row and
+            pads an incomplete last column (13 × 14 of 27 × 27 patches), `"stitched"` pads both (14 × 14).
+        connector_num_attention_heads (`int`, *optional*, defaults to 16):
+            Heads of the connector's attention pooling.
+        connector_head_dim (`int`, *optional*, defaults to 72):
+            Width of one of these heads.
+        connector_intermediate_size (`int`, *optional*, defaults to 6144):
+            Inner width of the connector's gated projector.
+        connector_hidden_act (`str`, *optional*, defaults to `"silu"`):
+            Activation of the projector's gate.
+        use_last_tile_embedding (`bool`, *optional*):
+            Whether a learned embedding is added to the features of each image's last tile, as the published
+            checkpoint does. When not given, true for the `"stitched"` layout only.
+        image_token_id (`int`, *optional*, defaults to 151938):
+            Id of `<im_patch>`, the token whose embeddings are replaced by image features.
+        image_start_token_id (`int`, *optional*, defaults to 151936):
+            Id of the marker `<im_start>`.
+        image_end_token_id (`int`, *optional*, defaults to 151937):
+            Id of the marker `<im_end>`.
+        image_column_token_id (`int`, *optional*, defaults to 151939):
+            Id of the marker `<im_col>`, which ends a row of image tokens.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether input and output embeddings are one table.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the connector's initial weights.
+
+    Raises:
+        ValueError: if a field contradicts another or, in the published schema, has a value the model does not
+            implement; the message names the field.
+    """
+
+    model_type = "jvlm"
+    sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    layout: Literal["independent", "stitched"] = "independent"
+    vision_feature_layer: list[int] | None = None
+    pooling_size: int = 2
+    pooled_grid: list[int] | tuple[int, ...] | None = None
+    connector_num_attention_heads: int = 16
+    connector_head_dim: int = 72
+    connector_intermediate_size: int = 6144
+    connector_hidden_act: str = "silu"
+    use_last_tile_embedding: bool | None = None
+    image_token_id: int = 151938
+    image_start_token_id: int = 151936
+    image_end_token_id: int = 151937
+    image_column_token_id: int = 151939
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if is_published_config(self.text_config):
+            # The published schema is flat lists of settings below the sub-configs; its top level has few of its own.
+            for name, value in translate_config(self.vision_config, self.text_config, kwargs).items():
+                setattr(self, name, value)
+        self.vision_config = self._sub_config("vision_config", VISION_DEFAULTS)
+        self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
+        # The connector pools; a pooling head on the tower would be weights without a use.
+        self.vision_config.vision_use_head = False
+
+        if self.vision_feature_layer is None:
+            self.vision_feature_layer = [24, 18]
+        num_blocks = self.vision_config.num_hidden_layers
+        self.vision_feature_layer = [block + num_blocks if block < 0 else block for block in self.vision_feature_layer]
+        if self.pooled_grid is None:
+            patches, size = self.patches_per_side, self.pooling_size
+            rows = patches // size if self.layout == "independent" else -(-patches // size)
+            self.pooled_grid = [rows, -(-patches // size)]
+        self.pooled_grid = list(self.pooled_grid)
+        if self.use_last_tile_embedding is None:
+            self.use_last_tile_embedding = self.layout == "stitched"
+        super().__post_init__(**kwargs)
+
+    def _sub_config(self, name: str, defaults: dict) -> PreTrainedConfig:
+        value = getattr(self, name)
+        if isinstance(value, PreTrainedConfig):
+            return value
+        config_class = self.sub_configs[name]
+        # A given dict is complete in itself: mixing its sizes with our defaults would make a chimera.
+        value = dict(defaults if value is None else value)
+        model_type = value.pop("model_type", config_class.model_type)
+        if model_type != config_class.model_type:
+            raise ValueError(
+                f"`{name}.model_type` is {model_type!r}, but JinaVLM is built of {config_class.model_type!r}: "
+                f"give `{name}` as a {config_class.__name__} or a dict of its fields."
+            )
+        return config_class(**value)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of a tile (27 in the figure)."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    def validate_architecture(self):
+        """Checks what no single field can: `@strict` calls it after `__post_init__`."""
+        super().validate_architecture()
+        vision = self.vision_config
+        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+            raise ValueError(
+                "JinaVLM cuts square tiles into square patches: `vision_config.image_size` and `patch_size` must be "
+                f"integers, got {vision.image_size!r} and {vision.patch_size!r}."
+            )
+        if vision.image_size % vision.patch_size:
+            raise ValueError(
+                f"`vision_config.image_size` ({vision.image_size}) must be a multiple of "
+                f"`vision_config.patch_size` ({vision.patch_size})."
+            )
+        blocks = range(vision.num_hidden_layers)
+        if not self.vision_feature_layer or any(block not in blocks for block in self.vision_feature_layer):
+            raise ValueError(
+                f"`vision_feature_layer` is {self.vision_feature_layer}, but must name one or more of the "
+                f"{len(blocks)} blocks of `vision_config`, 0 to {len(blocks) - 1}."
+            )
+        if self.pooling_size < 1:
+            raise ValueError(f"`pooling_size` must be at least 1, got {self.pooling_size}.")
+        if len(self.pooled_grid) != 2 or any(
+            cells < 1 or abs(cells * self.pooling_size - self.patches_per_side) >= self.pooling_size
+            for cells in self.pooled_grid
+        ):
+            raise ValueError(
+                f"`pooled_grid` is {self.pooled_grid}, but must be two numbers of cells that cover the "
+                f"{self.patches_per_side} patches of a tile's side, {self.pooling_size} patches each, to less than "
+                "one cell."
+            )
+        token_ids = ("image_token_id", "image_start_token_id", "image_end_token_id", "image_column_token_id")
+        for name in token_ids:
+            if not 0 <= getattr(self, name) < self.text_config.vocab_size:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, outside the {self.text_config.vocab_size} tokens of "
+                    "`text_config.vocab_size`."
+                )
+
+
+__all__ = ["JinaVLMConfig"]

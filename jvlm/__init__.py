@@ -1,0 +1,24 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""JinaVLM for Transformers 5. Importing this package registers its classes with the Auto classes."""
+
+from .configuration.configuration_jvlm import JinaVLMConfig
+from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
+from .processing.image_processing_jvlm import JinaVLMImageProcessor
+from .processing.processing_jvlm import JinaVLMProcessor, add_image_tokens
+from .registration import AutoModelForVision2Seq, register
+
+
+__version__ = "0.1.0"
+
+register()
+
+__all__ = [
+    "AutoModelForVision2Seq",
+    "JinaVLMConfig",
+    "JinaVLMForConditionalGeneration",
+    "JinaVLMImageProcessor",
+    "JinaVLMModel",
+    "JinaVLMPreTrainedModel",
+    "JinaVLMProcessor",
+    "add_image_tokens",
+]

@@ -1,0 +1,48 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Makes Transformers' Auto classes and weight loading know JinaVLM."""
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.models import auto
+from transformers.models.auto import modeling_auto
+
+from .configuration.configuration_jvlm import JinaVLMConfig
+from .modeling.conversion_mapping import published_weights
+from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
+from .processing.image_processing_jvlm import JinaVLMImageProcessor
+from .processing.processing_jvlm import JinaVLMProcessor
+
+
+if hasattr(transformers, "AutoModelForVision2Seq"):
+    AutoModelForVision2Seq = transformers.AutoModelForVision2Seq
+else:
+
+    class AutoModelForVision2Seq(AutoModelForImageTextToText):
+        """The name that Transformers 4 had for [`AutoModelForImageTextToText`], and the same models."""
+
+
+def register() -> None:
+    """Registers the classes under `model_type = "jvlm"`. Doing it twice changes nothing."""
+    AutoConfig.register("jvlm", JinaVLMConfig, exist_ok=True)
+    AutoImageProcessor.register(
+        JinaVLMConfig, image_processor_classes={"pil": JinaVLMImageProcessor}, exist_ok=True
+    )
+    AutoProcessor.register(JinaVLMConfig, JinaVLMProcessor, exist_ok=True)
+    AutoModel.register(JinaVLMConfig, JinaVLMModel, exist_ok=True)
+    AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
+    # The published model card loads the checkpoint with this class.
+    AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
+    # The pipeline compares with these names, which `register` leaves out.
+    modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
+    register_checkpoint_conversion_mapping("jvlm", published_weights(), overwrite=True)
+    for module in (transformers, auto, modeling_auto):
+        if not hasattr(module, "AutoModelForVision2Seq"):
+            module.AutoModelForVision2Seq = AutoModelForVision2Seq

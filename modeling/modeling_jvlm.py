@@ -1,0 +1,484 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import transformers
+from packaging.version import Version
+from torch import nn
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.siglip.modeling_siglip import eager_attention_forward
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
+
+from ..configuration.configuration_jvlm import JinaVLMConfig
+
+
+# Index of block 0 in `output_hidden_states=[...]`: since 5.23 the embeddings count as hidden state 0.
+_FIRST_BLOCK = 1 if Version(transformers.__version__) >= Version("5.23.0.dev0") else 0
+
+
+@dataclass
+class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
+    r"""
+    image_hidden_states (`torch.Tensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+        What stands in place of the image tokens' embeddings, all images one after the other.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
+    r"""
+    image_hidden_states (`torch.Tensor` of shape `(num_image_tokens, hidden_size)`, *optional*):
+        What stands in place of the image tokens' embeddings, all images one after the other.
+    """
+
+    image_hidden_states: torch.Tensor | None = None
+
+
+class JinaVLMAttentionPooling(nn.Module):
+    """Multi-head attention over the patches of a neighbourhood, asked with their mean."""
+
+    def __init__(self, config: JinaVLMConfig):
+        super().__init__()
+        # A part of the vision side: it follows the attention implementation of the vision tower.
+        self.config = config.vision_config
+        self.head_dim = config.connector_head_dim
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        width = config.connector_num_attention_heads * self.head_dim
+        feature_size = config.vision_config.hidden_size * len(config.vision_feature_layer)
+        self.q_proj = nn.Linear(feature_size, width)
+        self.k_proj = nn.Linear(feature_size, width)
+        self.v_proj = nn.Linear(feature_size, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        # hidden_states: [cells, patches of a cell, features]
+        head_shape = (hidden_states.shape[0], -1, self.q_proj.out_features // self.head_dim, self.head_dim)
+        query = self.q_proj(hidden_states.mean(dim=1)).view(head_shape).transpose(1, 2)  # [cells, heads, 1, head_dim]
+        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attention_interface(
+            self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=0.0, **kwargs
+        )
+        return self.out_proj(output.flatten(1))  # [cells, width]
+
+
+class JinaVLMProjector(nn.Module):
+    """Gated feed-forward layer (SwiGLU) into the language model's width."""
+
+    def __init__(self, config: JinaVLMConfig):
+        super().__init__()
+        width = config.connector_num_attention_heads * config.connector_head_dim
+        self.gate_proj = nn.Linear(width, config.connector_intermediate_size, bias=False)
+        self.up_proj = nn.Linear(width, config.connector_intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.connector_intermediate_size, config.text_config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.connector_hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class JinaVLMConnector(nn.Module):
+    """Pools neighbouring patches and projects them into the language model's width."""
+
+    def __init__(self, config: JinaVLMConfig):
+        super().__init__()
+        self.patches_per_side = config.patches_per_side
+        self.pooling_size = config.pooling_size
+        self.pooled_grid = config.pooled_grid
+        self.last_tile_embedding = None
+        if config.use_last_tile_embedding:
+            feature_size = config.vision_config.hidden_size * len(config.vision_feature_layer)
+            self.last_tile_embedding = nn.Parameter(torch.zeros(feature_size))
+        self.pooling = JinaVLMAttentionPooling(config)
+        self.projector = JinaVLMProjector(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        is_last_tile: torch.Tensor,
+        cell_indices: torch.Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            hidden_states (`torch.Tensor` of shape `(tiles, patches, features)`):
+                Concatenated features of the vision tower.
+            is_last_tile (`torch.BoolTensor` of shape `(tiles,)`):
+                Which tiles are the last of their image.
+            cell_indices (`torch.LongTensor` of shape `(cells,)`):
+                Pooled cells to compute, as indices into all tiles' cells in row-major order.
+
+        Returns:
+            `torch.Tensor` of shape `(cells, hidden_size)`.
+        """
+        if self.last_tile_embedding is not None:
+            # The release's weights learned it so: its padding mask ended up one tile too late.
+            hidden_states = hidden_states + is_last_tile[:, None, None] * self.last_tile_embedding
+        side, size, (rows, cols) = self.patches_per_side, self.pooling_size, self.pooled_grid
+        hidden_states = hidden_states.unflatten(1, (side, side))  # [tiles, side, side, features]
+        # Zeros at the bottom and the right where the pooled grid is larger, a crop where it is smaller.
+        hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, cols * size - side, 0, rows * size - side))
+        hidden_states = hidden_states.unflatten(2, (cols, size)).unflatten(1, (rows, size))
+        hidden_states = hidden_states.transpose(2, 3).flatten(0, 2).flatten(1, 2)  # [all cells, size * size, features]
+        return self.projector(self.pooling(hidden_states[cell_indices], **kwargs))
+
+
+@auto_docstring
+class JinaVLMPreTrainedModel(PreTrainedModel):
+    config: JinaVLMConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JinaVLMConnector"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, JinaVLMConnector) and module.last_tile_embedding is not None:
+            init.zeros_(module.last_tile_embedding)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        r"""
+        Loads a checkpoint, ours or one in the published layout; see [`~PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: if the checkpoint lacks weights of the model or holds others. With `output_loading_info=True`
+                the names are returned instead, for those who know what they do.
+        """
+        model, loading_info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        if output_loading_info:
+            return model, loading_info
+        if pretrained_model_name_or_path is not None:
+            for kind, keys in (("lacks", "missing_keys"), ("holds unknown", "unexpected_keys")):
+                if names := sorted(loading_info[keys]):
+                    raise ValueError(
+                        f"{pretrained_model_name_or_path} {kind} weights: {', '.join(names[:5])}"
+                        f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}. Check that all its files are "
+                        "complete and belong together, or pass `output_loading_info=True` to load what there is."
+                    )
+        return model
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        r"""
+        Saves the model in its own layout, whatever layout it was loaded from; see
+        [`~PreTrainedModel.save_pretrained`]. To write the published layout use
+        `python -m jvlm.conversion_scripts.convert_release --reverse`.
+        """
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+@auto_docstring(
+    custom_intro="""
+    The JinaVLM model: vision tower, connector and language model, without a language modeling head.
+    """
+)
+class JinaVLMModel(JinaVLMPreTrainedModel):
+    # Blocks of the published checkpoint that no feature comes from, and the output head of a whole model.
+    _keys_to_ignore_on_load_unexpected = [r"vision_tower\.post_layernorm\.", r"vision_tower\.head\.", r"^lm_head\."]
+
+    def __init__(self, config: JinaVLMConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        # The tower ends at the deepest block in use: no later block and no final norm.
+        num_blocks = max(config.vision_feature_layer) + 1
+        self.vision_tower.encoder.layers = self.vision_tower.encoder.layers[:num_blocks]
+        self.vision_tower.post_layernorm = nn.Identity()
+        self.connector = JinaVLMConnector(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        if unused := "|".join(map(str, range(num_blocks, config.vision_config.num_hidden_layers))):
+            self._keys_to_ignore_on_load_unexpected = [
+                *type(self)._keys_to_ignore_on_load_unexpected,
+                rf"vision_tower\.encoder\.layers\.({unused})\.",
+            ]
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    @auto_docstring(
+        custom_intro="Encodes tiles and returns, for every image token in sequence order, what stands in place of its embedding."
+    )
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_token_positions: torch.LongTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`):
+            All tiles of all images, each image's thumbnail first.
+        image_token_positions (`torch.LongTensor` of shape `(tiles, pooled cells)`):
+            Place of every pooled cell among the image tokens of its image, -1 where it is dropped.
+
+        Returns:
+            The `pooler_output` is a tuple with one `(num_image_tokens, hidden_size)` tensor per image;
+            `last_hidden_state` holds the vision tower's concatenated features, `(tiles, patches, features)`.
+        """
+        rows, cols = self.config.pooled_grid
+        if image_token_positions.shape[1] != rows * cols:
+            raise ValueError(
+                f"`image_token_positions` has {image_token_positions.shape[1]} pooled cells a tile, but the model's "
+                f"`config.pooled_grid` is {rows} × {cols} = {rows * cols}: the image processor's layout is not the "
+                f'model\'s ("{self.config.layout}"). Load both from the same checkpoint or set '
+                f'`image_processor.layout = "{self.config.layout}"`.'
+            )
+        if len(pixel_values) != len(image_token_positions):
+            raise ValueError(
+                f"`pixel_values` has {len(pixel_values)} tiles, but `image_token_positions` has "
+                f"{len(image_token_positions)} rows; pass both as the processor returned them."
+            )
+        blocks = self.config.vision_feature_layer
+        vision_outputs = self.vision_tower(
+            pixel_values, output_hidden_states=[block + _FIRST_BLOCK for block in blocks], **kwargs
+        )
+        hidden_states = vision_outputs.hidden_states
+        features = torch.cat([hidden_states[block + _FIRST_BLOCK] for block in blocks], dim=-1)
+        # A black tile says nothing: the release hides it from the connector.
+        is_black = (pixel_values == -1).flatten(1).all(dim=1)
+        features = features.masked_fill(is_black[:, None, None], 0)  # [tiles, patches, features]
+
+        # A thumbnail keeps all of its cells, so it is the only tile of its image whose first cell comes first.
+        is_first_tile = image_token_positions[:, 0] == 0
+        image_index = is_first_tile.cumsum(0) - 1  # [tiles]
+        is_kept = image_token_positions >= 0
+        num_tokens = image_token_positions.new_zeros(int(is_first_tile.sum()))
+        num_tokens = num_tokens.index_add(0, image_index, is_kept.sum(dim=1))  # [images]
+        first_token = num_tokens.cumsum(0) - num_tokens
+        order = (image_token_positions + first_token[image_index][:, None])[is_kept]
+        cell_indices = torch.empty_like(order)
+        cell_indices[order] = is_kept.flatten().nonzero().squeeze(1)
+
+        image_features = self.connector(features, is_first_tile.roll(-1), cell_indices)
+        image_token = torch.tensor(self.config.image_token_id, device=image_features.device)
+        image_features = image_features + self.get_input_embeddings()(image_token).to(image_features)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features,
+            pooler_output=torch.split(image_features, num_tokens.tolist()),
+            attentions=vision_outputs.attentions,
+        )
+
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.BoolTensor:
+        """
+        The places of the image tokens, `[batch, sequence, 1]`, checked to be as many as the image features. Without
+        `input_ids` they are found by their embedding.
+        """
+        if input_ids is None:
+            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        num_tokens = mask.sum()
+        torch_compilable_check(
+            num_tokens == image_features.shape[0],
+            f"Image features and image tokens do not match, tokens: {num_tokens}, features: "
+            f"{image_features.shape[0]}. Prepare prompt and images in one call of the processor, and check that its "
+            f"`image_token_id` is the model's ({self.config.image_token_id}).",
+        )
+        return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_token_positions: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | JinaVLMModelOutputWithPast:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`, *optional*):
+            All tiles of all images, each image's thumbnail first.
+        image_token_positions (`torch.LongTensor` of shape `(tiles, pooled cells)`, *optional*):
+            Place of every pooled cell among the image tokens of its image, -1 where it is dropped.
+        mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Accepted because processors can return it; image tokens attend like all others.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if pixel_values is not None and mm_encoder_outputs:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_outputs = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            image_outputs = self.get_image_features(pixel_values, image_token_positions, return_dict=True)
+        image_features = None
+        if image_outputs is not None:
+            image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds)
+            image_mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
+            inputs_embeds = inputs_embeds.masked_scatter(image_mask, image_features)
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return JinaVLMModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_features,
+        )
+
+
+@auto_docstring(
+    custom_intro="""
+    The JinaVLM model: vision tower, connector and language model, with a language modeling head.
+    """
+)
+class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: JinaVLMConfig):
+        super().__init__(config)
+        self.model = JinaVLMModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    @auto_docstring
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_token_positions: torch.LongTensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | BaseModelOutputWithPooling:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`):
+            All tiles of all images, each image's thumbnail first.
+        image_token_positions (`torch.LongTensor` of shape `(tiles, pooled cells)`):
+            Place of every pooled cell among the image tokens of its image, -1 where it is dropped.
+        """
+        return self.model.get_image_features(pixel_values, image_token_positions, **kwargs)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_token_positions: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_token_type_ids: torch.LongTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple | JinaVLMCausalLMOutputWithPast:
+        r"""
+        pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`, *optional*):
+            All tiles of all images, each image's thumbnail first.
+        image_token_positions (`torch.LongTensor` of shape `(tiles, pooled cells)`, *optional*):
+            Place of every pooled cell among the image tokens of its image, -1 where it is dropped.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Tokens to predict, `-100` where none; the loss is the mean over the others.
+        mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Accepted because processors can return it; image tokens attend like all others.
+
+        Example:
+
+        ```python
+        >>> import jvlm
+        >>> from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        >>> model = AutoModelForImageTextToText.from_pretrained("jinaai/jina-vlm", dtype="bfloat16")
+        >>> processor = AutoProcessor.from_pretrained("jinaai/jina-vlm")
+
+        >>> messages = [
+        ...     {
+        ...         "role": "user",
+        ...         "content": [
+        ...             {"type": "image", "path": "photo.jpg"},
+        ...             {"type": "text", "text": "What is in this picture?"},
+        ...         ],
+        ...     }
+        ... ]
+        >>> inputs = processor.apply_chat_template(
+        ...     messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ... )
+        >>> output = model.generate(**inputs, max_new_tokens=64)
+        >>> print(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ```"""
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_token_positions=image_token_positions,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_token_type_ids=mm_token_type_ids,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden_states[:, kept, :])
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return JinaVLMCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+
+__all__ = ["JinaVLMForConditionalGeneration", "JinaVLMModel", "JinaVLMPreTrainedModel"]

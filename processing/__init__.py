@@ -1,0 +1,1 @@
+"""From pictures and prompts to model inputs."""

@@ -1,0 +1,320 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Image processor of JinaVLM: pictures of any size to overlapping tiles and a thumbnail."""
+
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.nn import functional as F
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_torch_tensor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from ..configuration.published_checkpoint import translate_image_processor
+from .tiling import TileGeometry
+
+
+_INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+
+
+class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    layout (`"independent"` or `"stitched"`, *optional*, defaults to `"independent"`):
+        How the tiles' pooled cells become image tokens, see [`JinaVLMConfig`]. It must be the model's.
+    max_crops (`int`, *optional*, defaults to 12):
+        Largest number of tiles, the thumbnail not counted.
+    overlap_margins (`list[int]`, *optional*, defaults to `[4, 4]`):
+        Patches at the left (top) and right (bottom) of a tile that overlap its neighbours.
+    patch_size (`int`, *optional*, defaults to 14):
+        Side of a patch of the vision tower, in pixels.
+    pooling_size (`int`, *optional*, defaults to 2):
+        Side of the neighbourhood that the connector pools, in patches.
+    pooled_grid (`list[int]`, *optional*):
+        Rows and columns of pooled cells in a tile, see [`JinaVLMConfig`].
+    min_pixels (`int`, *optional*, defaults to 3136):
+        Smallest area of a picture after the first resize (`do_resize`).
+    max_pixels (`int`, *optional*, defaults to 1003520):
+        Largest area of a picture after the first resize (`do_resize`).
+    max_aspect_ratio (`float`, *optional*, defaults to 200):
+        Largest ratio of a picture's longer to its shorter side.
+    antialias (`bool`, *optional*, defaults to `False`):
+        Whether resizing smooths what it shrinks.
+    resize_in_float32 (`bool`, *optional*, defaults to `False`):
+        Whether the first resize of 8-bit pictures keeps fractions of a level; by default it rounds to levels.
+    """
+
+    layout: str
+    max_crops: int
+    overlap_margins: list[int] | tuple[int, ...]
+    patch_size: int
+    pooling_size: int
+    pooled_grid: list[int] | tuple[int, ...] | None
+    min_pixels: int
+    max_pixels: int
+    max_aspect_ratio: float | int
+    antialias: bool
+    resize_in_float32: bool
+
+
+class JinaVLMImageProcessor(PilBackend):
+    r"""
+    Cuts pictures of any size into at most `max_crops` overlapping square tiles and a thumbnail of the whole.
+
+    Pillow decodes and converts, PyTorch resizes; torchvision is not needed. With `do_resize`, a picture is first
+    brought to whole patches and an area between `min_pixels` and `max_pixels`, as the published checkpoint does.
+    Then it is resized, aspect ratio not kept, to the canvas of the grid that changes its scale least, and the canvas
+    is cut. Any argument can be given to a single call, which never changes the processor.
+
+    Returns a `BatchFeature` with
+
+    - **pixel_values** (float32, `[tiles, 3, size, size]`): all tiles of all pictures one after the other; each
+      picture's thumbnail comes first, then its tiles row by row.
+    - **image_token_positions** (int64, `[tiles, pooled cells]`): for every pooled cell its place among the image
+      tokens of its picture, -1 where the cell is dropped.
+    - **image_grids** (int64, `[pictures, 2]`): rows and columns of tiles of every picture.
+
+    Raises:
+        ValueError: for a picture that cannot be decoded, is empty, is too long for `max_aspect_ratio`, or has another
+            number of channels than 1, 3 or 4; and for arguments that do not fit together. The message names it.
+    """
+
+    valid_kwargs = JinaVLMImageProcessorKwargs
+    model_input_names = ["pixel_values", "image_token_positions"]
+
+    size = {"height": 378, "width": 378}
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_STANDARD_MEAN
+    image_std = IMAGENET_STANDARD_STD
+    do_convert_rgb = True
+    do_resize = False
+    do_rescale = True
+    do_normalize = True
+    layout = "independent"
+    max_crops = 12
+    overlap_margins = [4, 4]
+    patch_size = 14
+    pooling_size = 2
+    pooled_grid = None
+    min_pixels = 56 * 56
+    max_pixels = 1280 * 28 * 28
+    max_aspect_ratio = 200
+    antialias = False
+    resize_in_float32 = False
+
+    def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
+        """Builds the processor from a saved dict, ours or one of the published schema."""
+        return super().from_dict(translate_image_processor(image_processor_dict), **kwargs)
+
+    def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
+        """Loads paths, URLs and base64 strings, nested as given; see `transformers.image_utils.load_image`."""
+        if not isinstance(image_url_or_urls, str):
+            return super().fetch_images(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise _undecodable(f"Image {image_url_or_urls[:200]!r}", error) from error
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Decodes one picture to a tensor `[channels, height, width]` of its own number type.
+
+        Pictures become RGB as Pillow converts them, which is also what `load_image` does: transparency is dropped.
+        """
+        if isinstance(image, PIL.Image.Image):
+            description = f"The {image.mode} image of {image.width}×{image.height} pixels"
+            try:
+                image = np.array(image.convert("RGB") if do_convert_rgb else image)
+            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+                raise _undecodable(description, error) from error
+            input_data_format = ChannelDimension.LAST
+        image = image.detach().cpu() if is_torch_tensor(image) else torch.from_numpy(_native(np.asarray(image)))
+        shape = tuple(image.shape)
+        if image.numel() == 0:
+            raise ValueError(f"An image of shape {shape} is empty; leave it out of the batch.")
+        if image.ndim == 2:
+            image, input_data_format = image[None], ChannelDimension.FIRST
+        if input_data_format is None:
+            try:
+                input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            except ValueError as error:
+                raise ValueError(
+                    f"An image array must have 1, 3 or 4 channels, first or last; got shape {shape}."
+                ) from error
+        if input_data_format == ChannelDimension.LAST:
+            image = image.permute(2, 0, 1)
+        if do_convert_rgb:
+            image = image.expand(3, -1, -1) if image.shape[0] == 1 else image[:3]
+        if image.shape[0] != 3:
+            raise ValueError(f"The model reads 3 channels, got an image of shape {shape}; set `do_convert_rgb=True`.")
+        return image
+
+    def geometry(self, images_kwargs: dict[str, Any] | None = None) -> TileGeometry:
+        """The tile geometry of a call with these arguments; what is not given is the processor's own."""
+        setting = self._settings(images_kwargs)
+        size = setting("size")
+        height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size.height, size.width)
+        if height is None or height != width:
+            raise ValueError(f"`size` must have the same `height` and `width`, got {dict(size)}.")
+        layout, pooling_size = setting("layout"), setting("pooling_size")
+        pooled_grid = setting("pooled_grid")
+        if pooled_grid is None:
+            patches = height // setting("patch_size")
+            rows = patches // pooling_size if layout == "independent" else -(-patches // pooling_size)
+            pooled_grid = (rows, -(-patches // pooling_size))
+        return TileGeometry(
+            tile_size=height,
+            patch_size=setting("patch_size"),
+            overlap_margins=tuple(setting("overlap_margins")),
+            pooling_size=pooling_size,
+            pooled_grid=tuple(pooled_grid),
+            layout=layout,
+        )
+
+    def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
+        """Rows and columns of tiles that a picture of this size, in pixels, is cut into."""
+        setting = self._settings(images_kwargs)
+        height, width = self._first_size(height, width, images_kwargs)
+        return self.geometry(images_kwargs).select_grid(height, width, setting("max_crops"))
+
+    def get_number_of_image_patches(
+        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
+    ) -> int:
+        """Tiles, the thumbnail included, of a picture of this size in pixels."""
+        rows, cols = self.get_image_grid(height, width, images_kwargs)
+        return 1 + rows * cols
+
+    def _settings(self, images_kwargs: dict[str, Any] | None):
+        """A function from the name of an argument to its value in a call with `images_kwargs`."""
+        images_kwargs = images_kwargs or {}
+        return lambda name: images_kwargs[name] if images_kwargs.get(name) is not None else getattr(self, name)
+
+    def _first_size(self, height: int, width: int, images_kwargs: dict[str, Any] | None) -> tuple[int, int]:
+        """Size of a picture after the first resize, which `do_resize` asks for."""
+        setting = self._settings(images_kwargs)
+        ratio = max(height, width) / min(height, width)
+        if ratio > setting("max_aspect_ratio"):
+            raise ValueError(
+                f"The sides of an image of {width}×{height} pixels (width × height) have the ratio {ratio:.0f}, above "
+                f"`max_aspect_ratio` ({setting('max_aspect_ratio')}); crop or pad it."
+            )
+        if not setting("do_resize"):
+            return height, width
+        # Its own check of the ratio is the same limit; ours speaks first unless `max_aspect_ratio` was raised.
+        return smart_resize(
+            height,
+            width,
+            factor=setting("patch_size"),
+            min_pixels=setting("min_pixels"),
+            max_pixels=setting("max_pixels"),
+        )
+
+    def _preprocess(
+        self,
+        images: list[torch.Tensor],
+        size: SizeDict,
+        resample: "PILImageResampling | int",
+        do_resize: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | list[float],
+        image_std: float | list[float],
+        antialias: bool,
+        resize_in_float32: bool,
+        max_crops: int,
+        return_tensors: str | None,
+        **kwargs,
+    ) -> BatchFeature:
+        if resample not in _INTERPOLATION:
+            raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {resample!r}.")
+        images_kwargs = {"size": size, "do_resize": do_resize, "max_crops": max_crops, **kwargs}
+        geometry = self.geometry(images_kwargs)
+
+        def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+            """8-bit images `[N, 3, height, width]` stay 8-bit, others are resized as they are."""
+            if images.shape[-2:] == size:
+                return images
+            mode = _INTERPOLATION[resample]
+            resized = F.interpolate(images.float(), size=size, mode=mode, align_corners=False, antialias=antialias)
+            if images.dtype == torch.uint8:
+                return resized.round_().clamp_(0, 255).to(torch.uint8)
+            return resized.clamp_(images.min(), images.max()) if mode == "bicubic" else resized
+
+        def rescale(images: torch.Tensor) -> torch.Tensor:
+            # x / 255, not x · (1/255): it is what the published code computes.
+            return images.float().div(1 / rescale_factor) if do_rescale else images.float()
+
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+        tiles, grids = {}, {}
+        grouped_images, grouped_index = group_images_by_shape(images, disable_grouping=False)
+        for shape, stacked in grouped_images.items():
+            if resize_in_float32:
+                stacked = rescale(stacked)
+            height, width = self._first_size(*stacked.shape[-2:], images_kwargs)
+            if do_resize:
+                stacked = resize(stacked, (height, width))
+                # Only the first resize of an 8-bit picture is rounded to its levels.
+                stacked = stacked if resize_in_float32 else rescale(stacked)
+            grid = geometry.select_grid(height, width, max_crops)
+            canvas = resize(stacked, geometry.canvas_size(grid))
+            thumbnail = resize(stacked, (geometry.tile_size, geometry.tile_size))
+            if not do_resize and not resize_in_float32:
+                canvas, thumbnail = rescale(canvas), rescale(thumbnail)
+            # [N, 3, rows, cols, size, size], a view of the overlapping windows
+            windows = canvas.unfold(2, geometry.tile_size, geometry.stride)
+            windows = windows.unfold(3, geometry.tile_size, geometry.stride)
+            output = canvas.new_empty(len(stacked), 1 + grid[0] * grid[1], 3, geometry.tile_size, geometry.tile_size)
+            output[:, 0] = thumbnail
+            output[:, 1:].unflatten(1, grid).copy_(windows.permute(0, 2, 3, 1, 4, 5))
+            tiles[shape] = output.sub_(mean).div_(std) if do_normalize else output  # [N, tiles, 3, size, size]
+            grids[shape] = torch.tensor([grid]).expand(len(stacked), -1)
+
+        grids = reorder_images(grids, grouped_index)
+        positions = [torch.from_numpy(geometry.token_positions(tuple(grid.tolist())).copy()) for grid in grids]
+        data = {
+            "pixel_values": torch.cat(reorder_images(tiles, grouped_index)),
+            "image_token_positions": torch.cat(positions),
+            "image_grids": torch.stack(grids),
+        }
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array with native byte order, positive strides and a type that PyTorch has."""
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"An image array must hold numbers, got dtype {array.dtype}.")
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    return array if array.flags.writeable else array.copy()
+
+
+def _undecodable(description: str, error: Exception) -> ValueError:
+    mend = "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it" if isinstance(
+        error, PIL.Image.DecompressionBombError
+    ) else "check that the file is complete and a picture"
+    return ValueError(f"{description} cannot be decoded ({error}); {mend}.")
+
+
+__all__ = ["JinaVLMImageProcessor"]

@@ -1,0 +1,263 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Processor of JinaVLM: pictures and prompts to model inputs."""
+
+import numpy as np
+from transformers.image_utils import ImageInput, is_valid_image, make_nested_list_of_images
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .image_processing_jvlm import JinaVLMImageProcessorKwargs
+
+
+IMAGE_PLACEHOLDER = "<|image|>"
+IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PLACEHOLDER]
+
+# One leading space, no line breaks, nothing after "Assistant:"; an answer ends with the end-of-sequence token.
+_CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{- ' ' + message['role'].capitalize() + ':' -}}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{%- generation -%}"
+    "{{- ' ' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}{{- part['text'] -}}{%- endfor -%}{%- endif -%}"
+    "{{- eos_token -}}"
+    "{%- endgeneration -%}"
+    "{%- elif message['content'] is string -%}{{- ' ' + message['content'] -}}"
+    "{%- else -%}CONTENT{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- ' Assistant:' -}}{%- endif -%}"
+)
+_PART = "{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}{%- elif part['type'] == 'text' -%}TEXT{%- endif -%}"
+CHAT_TEMPLATES = {
+    "independent": _CHAT_TEMPLATE.replace(
+        "CONTENT",
+        "{%- for part in message['content'] -%}"
+        + _PART.replace("TEXT", "{{- ' ' + part['text'] -}}")
+        + "{%- endfor -%}",
+    ),
+    "stitched": _CHAT_TEMPLATE.replace(
+        "CONTENT",
+        "{{- ' ' -}}{%- for part in message['content'] -%}"
+        + _PART.replace("TEXT", "{{- part['text'] -}}")
+        + "{%- endfor -%}",
+    ),
+}
+
+
+def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | None = None) -> int:
+    """
+    Adds the image tokens that a tokenizer lacks, in place, as special tokens.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): any tokenizer of Transformers.
+        first_token_id (`int`, *optional*): id of the first one, `<im_start>`; fillers `|<EXTRA_TOKENS_i>|` take the
+            ids up to it, as in the published vocabulary (151936). By default no id is left out.
+
+    Returns:
+        `int`: how many tokens were added, fillers included.
+
+    Raises:
+        ValueError: if `first_token_id` is taken already.
+    """
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
+    if missing and first_token_id is not None:
+        if len(tokenizer) > first_token_id:
+            raise ValueError(
+                f"`first_token_id` is {first_token_id}, but the tokenizer has {len(tokenizer)} tokens already; "
+                f"choose {len(tokenizer)} or more."
+            )
+        missing = [f"|<EXTRA_TOKENS_{i}>|" for i in range(first_token_id - len(tokenizer))] + missing
+    return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
+
+
+class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: JinaVLMImageProcessorKwargs
+
+
+class JinaVLMProcessor(ProcessorMixin):
+    r"""
+    Wraps a [`JinaVLMImageProcessor`] and any tokenizer of Transformers into one processor.
+
+    Every `<|image|>` of a prompt is replaced by the tokens of its picture, one contiguous span. A prompt without
+    `<|image|>` whose pictures are given gets them at its very start. Image tokens that the tokenizer lacks are added
+    to it, see [`add_image_tokens`].
+
+    Args:
+        image_processor ([`JinaVLMImageProcessor`]): cuts pictures into tiles.
+        tokenizer (`PreTrainedTokenizerBase`): the language model's tokenizer.
+        chat_template (`str`, *optional*): Jinja template; the one of the image processor's layout when not given.
+        add_bos_token (`bool`, *optional*, defaults to `False`): whether every sequence starts with the tokenizer's
+            BOS token, its EOS token where it has none. The published checkpoint was trained so.
+
+    Raises:
+        ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself, or truncation
+            would cut a picture's tokens; the message names the prompt and the mend.
+    """
+
+    valid_processor_kwargs = JinaVLMProcessorKwargs
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, add_bos_token=False):
+        add_image_tokens(tokenizer)
+        self.add_bos_token = add_bos_token
+        self.image_token = IMAGE_PLACEHOLDER
+        markers = dict(zip(IMAGE_TOKENS, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS)))
+        del markers[IMAGE_PLACEHOLDER]
+        self.image_token_id = markers["<im_patch>"]
+        self.image_token_ids = list(markers.values())
+        if chat_template is None:
+            chat_template = CHAT_TEMPLATES[image_processor.layout]
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
+        """Builds the processor from its parts and a saved dict, ours or one of the published schema."""
+        if "always_start_with_space" in processor_dict:
+            # In the published schema this is the only setting; its code always prepends a BOS token.
+            if processor_dict["always_start_with_space"] is not True:
+                raise ValueError(
+                    "`processor_config.always_start_with_space` is "
+                    f"{processor_dict['always_start_with_space']!r}; only True is implemented."
+                )
+            processor_dict = {"add_bos_token": True, **processor_dict}
+            del processor_dict["always_start_with_space"]
+        return super().from_args_and_dict(args, processor_dict, **kwargs)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        """The grids are needed to build the prompt, not by the model."""
+        return ["image_grids"]
+
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
+        """Loads pictures, nests them by prompt and gives prompts without a placeholder theirs."""
+        images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
+        if images is None or (isinstance(images, (list, tuple)) and not any(map(_holds_image, images))):
+            return None, text, *others
+        if text is None or not all(isinstance(sample, str) for sample in text):
+            return images, text, *others
+        if isinstance(images, (list, tuple)) and all(isinstance(sample, (list, tuple)) for sample in images):
+            nested = list(images)
+        elif len(text) == 1:
+            nested = make_nested_list_of_images(images)
+            nested = [[image for sample in nested for image in sample]]
+        else:
+            return images, text, *others
+        if len(nested) != len(text):
+            raise ValueError(
+                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt a list, empty if need be."
+            )
+        text = [
+            sample if self.image_token in sample else self.image_token * len(sample_images) + sample
+            for sample, sample_images in zip(text, nested)
+        ]
+        for index, (sample, sample_images) in enumerate(zip(text, nested)):
+            if sample.count(self.image_token) != len(sample_images):
+                raise ValueError(_count_mismatch(f"Prompt {index} has", sample.count(self.image_token), len(sample_images)))
+        return nested, text, *others
+
+    def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
+        """Checks that there is a picture for every placeholder and no image token in any prompt."""
+        super_images = images if text is None else None
+        if text is None:
+            super().validate_inputs(images=super_images, text=text, **kwargs)
+            return
+        if not all(isinstance(sample, str) for sample in text):
+            raise ValueError("`text` must be a string or a list of strings.")
+        for index, sample in enumerate(text):
+            for token in IMAGE_TOKENS:
+                if token != self.image_token and token in sample:
+                    raise ValueError(
+                        f"Prompt {index} contains {token!r}, which only the processor writes; "
+                        f"mark the place of an image with {self.image_token!r}."
+                    )
+        num_placeholders = sum(sample.count(self.image_token) for sample in text)
+        num_images = 0 if images is None else sum(map(len, make_nested_list_of_images(images)))
+        if num_placeholders != num_images:
+            raise ValueError(_count_mismatch("The prompts have", num_placeholders, num_images))
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
+        """The tokens, as text, that the `image_idx`-th picture expands to."""
+        return self._image_text(tuple(int(count) for count in image_inputs["image_grids"][image_idx]), kwargs)
+
+    def _image_text(self, grid: tuple[int, int], images_kwargs: dict) -> str:
+        geometry = self.image_processor.geometry(images_kwargs)
+        if geometry.layout == "independent":
+            return "<im_patch>" * geometry.num_tokens(grid)[0]
+        return "".join(
+            "<im_start>" + ("<im_patch>" * cols + "<im_col>") * rows + "<im_end>"
+            for rows, cols in (geometry.pooled_grid, geometry.stitched_grid(grid))
+        )
+
+    def get_text_with_replacements(self, text: list[str], *args, **kwargs) -> tuple[list[str], list[list[dict]]]:
+        """Expands the placeholders and prepends the BOS token, and tells where each piece went."""
+        text, offsets = super().get_text_with_replacements(text, *args, **kwargs)
+        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
+        if not self.add_bos_token:
+            return text, offsets
+        for index, sample in enumerate(text):
+            if sample.startswith(bos_token):
+                continue
+            text[index] = bos_token + sample
+            # An insertion at 0 shifts everything behind it: told in the same terms as the expanded placeholders.
+            shifted = [
+                {**entry, "new_span": tuple(char + len(bos_token) for char in entry["new_span"])}
+                for entry in offsets[index]
+            ]
+            inserted = {"type": "bos", "span": (0, 0), "new_span": (0, len(bos_token)), "text": ""}
+            offsets[index] = [{**inserted, "replacement": bos_token}, *shifted]
+        return text, offsets
+
+    def _merge_kwargs(self, *args, **kwargs):
+        merged = super()._merge_kwargs(*args, **kwargs)
+        if self.add_bos_token:
+            # The BOS token is in the text already.
+            merged["text_kwargs"]["add_special_tokens"] = False
+        return merged
+
+    def _check_special_mm_tokens(self, text: list[str], text_inputs, modalities: list[str]):
+        """Raises if truncation cut a picture's tokens."""
+        for index, (sample, input_ids) in enumerate(zip(text, text_inputs["input_ids"])):
+            expected = sum(sample.count(token) for token in IMAGE_TOKENS if token != self.image_token)
+            found = int(np.isin(np.asarray(input_ids), self.image_token_ids).sum())
+            if found != expected:
+                raise ValueError(
+                    f"Truncation would cut the images of prompt {index}: {found} of their {expected} tokens are left. "
+                    "Raise `max_length`, lower `max_crops`, or switch truncation off."
+                )
+
+    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
+        """
+        Predicts, without pixels, what pictures of these sizes expand to.
+
+        Args:
+            image_sizes (`list[list[int]]`, *optional*): height and width of each picture, in pixels.
+
+        Returns:
+            `MultiModalData`: `num_image_tokens`, all tokens of each picture's span, markers included, and
+            `num_image_patches`, its tiles, thumbnail included.
+        """
+        if image_sizes is None:
+            return MultiModalData()
+        images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
+        geometry = self.image_processor.geometry(images_kwargs)
+        grids = [self.image_processor.get_image_grid(*size, images_kwargs) for size in image_sizes]
+        return MultiModalData(
+            num_image_tokens=[geometry.num_tokens(grid)[0] for grid in grids],
+            num_image_patches=[1 + rows * cols for rows, cols in grids],
+        )
+
+
+def _holds_image(images) -> bool:
+    """Whether there is any picture in a picture or a list of them."""
+    return any(map(_holds_image, images)) if isinstance(images, (list, tuple)) else is_valid_image(images)
+
+
+def _count_mismatch(subject: str, num_placeholders: int, num_images: int) -> str:
+    return (
+        f"{subject} {num_placeholders} {IMAGE_PLACEHOLDER} but {num_images} images were given for it; "
+        f"write one {IMAGE_PLACEHOLDER} for each image, or none to put the images of a prompt at its start."
+    )
+
+
+__all__ = ["JinaVLMProcessor", "add_image_tokens"]
