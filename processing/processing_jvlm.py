@@ -3,10 +3,8 @@
 
 import numpy as np
 from transformers.image_utils import ImageInput, is_valid_image, make_nested_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-from .image_processing_jvlm import JinaVLMImageProcessorKwargs
 
 
 IMAGE_PLACEHOLDER = "<|image|>"
@@ -72,10 +70,6 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | N
     return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
 
 
-class JinaVLMProcessorKwargs(ProcessingKwargs, total=False):
-    images_kwargs: JinaVLMImageProcessorKwargs
-
-
 class JinaVLMProcessor(ProcessorMixin):
     r"""
     Wraps a [`JinaVLMImageProcessor`] and any tokenizer of Transformers into one processor.
@@ -95,8 +89,6 @@ class JinaVLMProcessor(ProcessorMixin):
         ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself, or truncation
             would cut a picture's tokens; the message names the prompt and the mend.
     """
-
-    valid_processor_kwargs = JinaVLMProcessorKwargs
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, add_bos_token=False):
         add_image_tokens(tokenizer)
