@@ -86,7 +86,7 @@ class JinaVLMConfig(PreTrainedConfig):
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
             Whether input and output embeddings are one table.
         initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the connector's initial weights.
+            Standard deviation of the initial weights of the output head; the connector's follow from its widths.
 
     Raises:
         ValueError: if a field contradicts another or, in the published schema, has a value the model does not

@@ -158,6 +158,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, JinaVLMConnector) and module.last_tile_embedding is not None:
             init.zeros_(module.last_tile_embedding)
+        elif isinstance(module, (JinaVLMAttentionPooling, JinaVLMProjector)):
+            # Features keep their size through the connector at any width, so that they are heard from the first step.
+            for layer in module.children():
+                if isinstance(layer, nn.Linear):
+                    init.lecun_normal_(layer.weight)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):

@@ -1,0 +1,150 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Pages of real handwriting, scikit-learn's `load_digits`, with questions and answers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+from sklearn.datasets import load_digits
+from torch.utils.data import Dataset
+
+
+TILE_SIZE, STRIDE, OVERLAP = 56, 40, 16
+GRIDS = [(rows, cols) for rows in (1, 2, 3) for cols in (1, 2, 3, 4)]
+NUM_HELD_OUT = 360  # the last samples of `load_digits`, written by people of whom most wrote none of the others
+MAX_DIGITS = 6
+
+READ = "Which digits are written here?"
+COUNT = "How many digits are there?"
+CORNERS = {
+    "Which digit is at the top left?": 0,
+    "Which digit is at the bottom right?": -1,
+}
+LARGEST = "Which digit is the largest number?"
+QUESTIONS = [READ, COUNT, *CORNERS, LARGEST]
+
+
+@dataclass
+class Page:
+    """A page: its picture and the digits on it in reading order, line by line."""
+
+    image: PIL.Image.Image
+    digits: list[int]
+    grid: tuple[int, int]
+
+    def answer(self, question: str) -> str:
+        """The right answer to one of `QUESTIONS`."""
+        if question == READ:
+            return " ".join(map(str, self.digits))
+        if question == COUNT:
+            return str(len(self.digits))
+        if question == LARGEST:
+            return str(max(self.digits))
+        return str(self.digits[CORNERS[question]])
+
+
+def load_samples(split: str) -> tuple[list[PIL.Image.Image], np.ndarray]:
+    """Ink of the handwritten samples, 8-bit grey images of 8×8, and their digits, for `"train"` or `"test"`."""
+    data = load_digits()
+    part = slice(None, -NUM_HELD_OUT) if split == "train" else slice(-NUM_HELD_OUT, None)
+    ink = (data.images[part] * (255 / 16)).round().astype(np.uint8)
+    return [PIL.Image.fromarray(sample) for sample in ink], data.target[part]
+
+
+def draw_page(
+    samples: tuple[list[PIL.Image.Image], np.ndarray],
+    rng: np.random.Generator,
+    grid: tuple[int, int],
+    num_digits: int,
+    augment: bool,
+) -> Page:
+    """
+    Draws a page whose size gives `grid` (rows, columns of tiles), with up to `num_digits` digits at random places, as
+    many as there is room for.
+
+    With `augment` the samples are turned, slanted and stretched a little.
+    """
+    images, labels = samples
+    # A page at most as large as the canvas of its grid, and larger than the canvas of the next smaller one.
+    height, width = (int(count * STRIDE + OVERLAP - rng.integers(0, STRIDE // 5)) for count in grid)
+    paper = np.full((height, width), 255.0)
+    size = int(rng.integers(18, 33))
+    line_height = size + 6
+    num_lines = int(rng.integers(1, max(1, min(num_digits, (height - 4) // line_height)) + 1))
+    per_line = max(1, (width - 4) // (size + 2))
+    num_digits = min(num_digits, num_lines * per_line)
+    counts = np.ones(num_lines, int)
+    while counts.sum() < num_digits:
+        counts[rng.choice(np.flatnonzero(counts < per_line))] += 1
+    slack = height - num_lines * line_height
+    tops = np.arange(num_lines) * line_height + np.sort(rng.integers(0, max(1, slack + 1), num_lines))
+    digits = []
+    for top, count in zip(tops, counts):
+        cell = size + 2
+        lefts = np.arange(count) * cell + np.sort(rng.integers(0, max(1, width - count * cell + 1), count))
+        for left in lefts:
+            index = int(rng.integers(len(images)))
+            side = int(size * rng.uniform(0.85, 1.0))
+            ink = _transform(images[index], side, rng) if augment else images[index].resize((side, side), 3)
+            ink = np.asarray(ink, float) * rng.uniform(0.7, 1.0)
+            y = min(int(top + rng.integers(0, line_height - side + 1)), height - side)
+            x = min(int(left + rng.integers(0, cell - side + 1)), width - side)
+            region = paper[y : y + side, x : x + side]
+            np.minimum(region, 255 - ink[: region.shape[0], : region.shape[1]], out=region)
+            digits.append(int(labels[index]))
+    image = PIL.Image.fromarray(paper.round().astype(np.uint8)).convert("RGB")
+    return Page(image, digits, grid)
+
+
+def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> PIL.Image.Image:
+    """A sample turned by up to 12 degrees, slanted and stretched by up to 15 %, at `side` × `side` pixels."""
+    angle, slant = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turn @ np.array([[1, slant], [0, 1]]) @ np.diag(rng.uniform(0.9, 1.15, 2)) * (8 / side)
+    offset = 4 - matrix @ np.full(2, side / 2) + rng.uniform(-0.4, 0.4, 2)
+    return image.transform((side, side), PIL.Image.AFFINE, [*matrix[0], offset[0], *matrix[1], offset[1]], resample=3)
+
+
+class DigitPages(Dataset):
+    """
+    Training pages as rows `{"messages": [...], "images": [picture]}`, drawn when they are asked for: row i is always
+    the same. Each page comes with several questions, in random order.
+
+    The pages grow: over the first `growth` share of the rows from one digit on one tile to `MAX_DIGITS` on twelve.
+    Rows of one batch have the same grid, so that little is padded.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, growth: float = 0.5, seed: int = 0):
+        self.samples = load_samples("train")
+        self.num_rows, self.batch_size, self.growth, self.seed = num_rows, batch_size, growth, seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict:
+        progress = min(1.0, index / max(1, self.num_rows * self.growth))
+        rng = np.random.default_rng([self.seed, index])
+        batch_rng = np.random.default_rng([self.seed, 2**32 + index // self.batch_size])
+        allowed = [grid for grid in GRIDS if grid[0] * grid[1] <= 1 + 11 * progress]
+        grid = allowed[batch_rng.integers(len(allowed))]
+        num_digits = int(rng.integers(1, 2 + int((MAX_DIGITS - 1) * progress)))
+        page = draw_page(self.samples, rng, grid, num_digits, augment=True)
+        messages = []
+        for turn, question in enumerate(rng.permutation(QUESTIONS)[:3]):
+            content = [{"type": "text", "text": str(question)}]
+            if turn == 0:
+                content.insert(0, {"type": "image"})
+            answer = [{"type": "text", "text": page.answer(question)}]
+            messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        return {"messages": messages, "images": [page.image]}
+
+
+def held_out_pages(num_pages: int = 360, seed: int = 1) -> list[Page]:
+    """Pages of samples that no training page shows, 1 to `MAX_DIGITS` digits, over all grids in turn."""
+    samples = load_samples("test")
+    pages = []
+    for index in range(num_pages):
+        rng = np.random.default_rng([seed, index])
+        num_digits = int(rng.integers(1, MAX_DIGITS + 1))
+        pages.append(draw_page(samples, rng, GRIDS[index % len(GRIDS)], num_digits, augment=False))
+    return pages
