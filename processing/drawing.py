@@ -1,0 +1,188 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""A picture of what the model sees of a picture: its tiles, their overlaps and the thumbnail."""
+
+import colorsys
+
+import numpy as np
+import PIL.Image
+import torch
+from PIL import ImageDraw, ImageFont
+
+from .processing_jvlm import JinaVLMProcessor
+
+
+_CANVAS_LIMIT = (1120, 960)  # width and height that the canvas may take up
+_TILE_LIMIT = 560  # side that a tile may take up
+_PANEL_WIDTH = 380  # of the thumbnail and the text
+_MARGIN = 24
+_PAPER, _INK, _FAINT, _SHADE = (255, 255, 255), (33, 37, 41), (110, 117, 125), (255, 150, 0)
+
+
+def draw_tiles(
+    image: str | PIL.Image.Image,
+    processor: JinaVLMProcessor,
+    answers: dict[str, str] | None = None,
+    font: str | None = None,
+    **images_kwargs,
+) -> PIL.Image.Image:
+    """
+    Draws how a picture is cut: the canvas with every tile outlined and numbered in reading order and the overlaps
+    shaded, the thumbnail, the number of image tokens, and questions with their answers.
+
+    Canvas and thumbnail are put together from the `pixel_values` that the model is given, normalisation undone.
+
+    Args:
+        image (`str` or `PIL.Image.Image`): the picture, or its path or URL; it is not changed.
+        processor ([`JinaVLMProcessor`]): any processor of the model, of either layout and any tile size.
+        answers (`dict[str, str]`, *optional*): answers by question.
+        font (`str`, *optional*): a TrueType file for the text; Pillow's own font has English letters only.
+        images_kwargs: arguments of the image processor for this picture, such as `max_crops`.
+
+    Returns:
+        `PIL.Image.Image`: an RGB picture. Small canvases are enlarged by a whole factor, large ones reduced.
+
+    Raises:
+        OSError: if `font` cannot be read.
+        ValueError: for pictures and arguments that the image processor refuses.
+    """
+    image_processor = processor.image_processor
+    image = image_processor.fetch_images(image)
+    inputs = image_processor(images=image, **images_kwargs, return_tensors="pt")
+    geometry = image_processor.geometry(images_kwargs)
+    grid = tuple(inputs["image_grids"][0].tolist())
+    windows, size = geometry.windows(grid), geometry.tile_size
+
+    thumbnail, *tiles = map(PIL.Image.fromarray, _levels(inputs["pixel_values"], image_processor, images_kwargs))
+    height, width = geometry.canvas_size(grid)
+    canvas = PIL.Image.new("RGB", (width, height))
+    for tile, (top, left) in zip(tiles, windows.tolist(), strict=True):
+        canvas.paste(tile, (left, top))
+    scale = _scale(min(_CANVAS_LIMIT[0] / width, _CANVAS_LIMIT[1] / height, _TILE_LIMIT / size))
+    canvas = _outline(canvas, windows, size, scale)
+    thumbnail = _resized(thumbnail, _scale(_PANEL_WIDTH / size))
+    ImageDraw.Draw(thumbnail).rectangle((0, 0, thumbnail.width - 1, thumbnail.height - 1), outline=_FAINT)
+
+    rows, cols = grid
+    num_tokens, num_cells = geometry.num_tokens(grid)
+    title = f"{rows} x {cols} tiles and a thumbnail, {num_tokens} image tokens"
+    if num_tokens > num_cells:
+        title += f" ({num_tokens - num_cells} of them markers)"
+    details = f"Picture {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size}"
+    if len(tiles) > 1 and geometry.overlap:
+        details += f", overlap {geometry.overlap} pixels (shaded)"
+    text = [("Thumbnail, the whole picture", 15, _FAINT)]
+    for question, answer in (answers or {}).items():
+        text += [("", 8, _INK), (question, 18, _FAINT), (answer, 24, _INK)]
+    return _compose(canvas, thumbnail, [(title, 26, _INK), (details, 15, _FAINT)], text, font)
+
+
+def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) -> np.ndarray:
+    """The 8-bit levels of tiles `[tiles, 3, size, size]`, normalisation undone: `[tiles, size, size, 3]`."""
+    setting = image_processor._settings(images_kwargs)
+    if setting("do_normalize"):
+        mean, std = (torch.tensor(setting(name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        pixel_values = pixel_values * std + mean
+    if setting("do_rescale"):
+        pixel_values = pixel_values / setting("rescale_factor")
+    return pixel_values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def _scale(limit: float) -> float:
+    """The largest scale up to `limit` that repeats whole pixels, or `limit` itself where pixels must be left out."""
+    return float(int(limit)) if limit >= 1 else limit
+
+
+def _resized(image: PIL.Image.Image, scale: float) -> PIL.Image.Image:
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.LANCZOS)
+
+
+def _colour(index: int, count: int) -> tuple[int, int, int]:
+    """A strong colour for one of `count` tiles, far from those of its neighbours in reading order."""
+    hue = (0.58 + index * 0.382) % 1.0 if count > 1 else 0.58
+    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.42, 0.85))
+
+
+def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: float) -> PIL.Image.Image:
+    """The canvas at `scale`, its tiles `[tiles, 2]` (top, left) outlined and what several of them see shaded."""
+    covered = np.zeros((canvas.height, canvas.width), int)
+    for top, left in windows:
+        covered[top : top + size, left : left + size] += 1
+    shade = np.select([covered > 2, covered > 1], [110, 65]).astype(np.uint8)  # four tiles meet where two axes do
+    canvas = PIL.Image.composite(PIL.Image.new("RGB", canvas.size, _SHADE), canvas, PIL.Image.fromarray(shade))
+    canvas = _resized(canvas, scale)
+    draw = ImageDraw.Draw(canvas)
+    font = _font(max(11, min(18, round(size * scale / 9))))
+    for index, (top, left) in enumerate(windows.tolist()):
+        colour = _colour(index, len(windows))
+        box = [round(side * scale) for side in (left, top, left + size, top + size)]
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour, width=3)
+        label = str(index + 1)
+        right, bottom = draw.textbbox((box[0] + 8, box[1] + 5), label, font=font)[2:]
+        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=colour)
+        draw.text((box[0] + 8, box[1] + 5), label, font=font, fill=_PAPER)
+    return canvas
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Lines of at most `width` pixels, broken between words, inside them where one alone is too long."""
+    lines = []
+    for paragraph in text.split("\n"):
+        line = ""
+        for word in paragraph.split(" "):
+            if line and font.getlength(f"{line} {word}") > width:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}" if line else word
+            while font.getlength(line) > width and len(line) > 1:
+                fitting = next(
+                    end for end in range(len(line) - 1, 0, -1) if end == 1 or font.getlength(line[:end]) <= width
+                )
+                lines.append(line[:fitting])
+                line = line[fitting:]
+        lines.append(line)
+    return lines
+
+
+def _font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
+
+
+def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, path: str | None) -> PIL.Image.Image:
+    """Pieces of text, each with its size and colour, one below the other on paper of this width."""
+    lines = []
+    for text, size, colour in parts:
+        font = _font(size, path)
+        lines += [(line, font, size, colour) for line in _wrap(text, font, width)]
+    block = PIL.Image.new("RGB", (width, sum(round(size * 1.35) for _, _, size, _ in lines) + 4), _PAPER)
+    draw, top = ImageDraw.Draw(block), 0
+    for line, font, size, colour in lines:
+        draw.text((0, top), line, font=font, fill=colour)
+        top += round(size * 1.35)
+    return block
+
+
+def _compose(
+    canvas: PIL.Image.Image, thumbnail: PIL.Image.Image, head: list, text: list, font: str | None
+) -> PIL.Image.Image:
+    """Puts the canvas under the caption, and thumbnail and text to its right, or below it where it is wide and low."""
+    below = canvas.width > 2 * canvas.height
+    text_left = thumbnail.width + _MARGIN if below else 0
+    width = max(canvas.width, 2 * _PANEL_WIDTH) if below else canvas.width + _MARGIN + _PANEL_WIDTH
+    head = _text_block(head, width, font)
+    text = _text_block(text, width - text_left if below else _PANEL_WIDTH, font)
+    text_top = 0 if below else thumbnail.height + 8
+    panel_height = max(thumbnail.height, text_top + text.height)
+    top = _MARGIN + head.height + 12
+    left, panel_top = (0, canvas.height + _MARGIN) if below else (canvas.width + _MARGIN, 0)
+    height = max(canvas.height, panel_top + panel_height)
+    picture = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _PAPER)
+    picture.paste(head, (_MARGIN, _MARGIN))
+    picture.paste(canvas, (_MARGIN, top))
+    picture.paste(thumbnail, (_MARGIN + left, top + panel_top))
+    picture.paste(text, (_MARGIN + left + text_left, top + panel_top + text_top))
+    return picture
+
+
+__all__ = ["draw_tiles"]
