@@ -1,0 +1,205 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The geometry of tiles against the figure, the published numbers and straightforward loops."""
+
+import itertools
+
+import numpy as np
+import pytest
+from jvlm.processing.tiling import TileGeometry
+
+
+FIGURE = TileGeometry(378, 14, (4, 4), 2, (13, 14), "independent")
+RELEASE = TileGeometry(378, 14, (4, 4), 2, (14, 14), "stitched")
+GRIDS = [(rows, cols) for rows in range(1, 13) for cols in range(1, 13) if rows * cols <= 12]
+GEOMETRIES = [
+    FIGURE,
+    RELEASE,
+    TileGeometry(378, 14, (4, 4), 3, (9, 9), "stitched"),
+    TileGeometry(378, 14, (3, 4), 2, (14, 14), "stitched"),
+    TileGeometry(378, 14, (4, 3), 2, (14, 14), "stitched"),
+    TileGeometry(378, 14, (5, 2), 2, (14, 14), "stitched"),
+    TileGeometry(378, 14, (0, 0), 2, (14, 14), "stitched"),
+    TileGeometry(378, 14, (0, 3), 1, (27, 27), "stitched"),
+    TileGeometry(384, 16, (2, 2), 2, (12, 12), "stitched"),
+    TileGeometry(384, 16, (4, 2), 4, (6, 6), "stitched"),
+    TileGeometry(56, 8, (1, 1), 2, (4, 4), "stitched"),
+    TileGeometry(56, 8, (1, 1), 2, (3, 4), "independent"),
+    TileGeometry(224, 16, (1, 2), 3, (4, 5), "independent"),
+]
+
+
+@pytest.mark.parametrize(
+    ("grid", "num_tokens", "num_cells"),
+    [
+        ((1, 1), 424, 392),
+        ((1, 2), 564, 532),
+        ((2, 1), 574, 532),
+        ((2, 2), 814, 772),
+        ((2, 3), 1054, 1012),
+        ((3, 4), 1744, 1692),
+        ((4, 3), 1754, 1692),
+        ((1, 12), 1964, 1932),
+        ((12, 1), 2074, 1932),
+    ],
+)
+def test_published_token_totals(grid, num_tokens, num_cells):
+    assert RELEASE.num_tokens(grid) == (num_tokens, num_cells)
+    assert (RELEASE.token_positions(grid) >= 0).sum() == num_cells
+
+
+def test_figure_numbers():
+    assert (FIGURE.patches_per_side, FIGURE.patches_per_side**2) == (27, 729)
+    assert (FIGURE.overlap, FIGURE.stride) == (112, 266)
+    grid = FIGURE.select_grid(910, 1176, 12)
+    assert grid == (3, 4)
+    assert FIGURE.canvas_size(grid) == (910, 1176)
+    assert FIGURE.cells_per_tile == 182
+    assert FIGURE.num_tokens(grid) == (2366, 2366)
+    assert FIGURE.token_positions(grid).shape == (13, 182)
+    windows = FIGURE.windows(grid)
+    assert windows.tolist() == [[top, left] for top in (0, 266, 532) for left in (0, 266, 532, 798)]
+    assert (windows.max(axis=0) + 378).tolist() == [910, 1176]
+
+
+def reference_grid(geometry: TileGeometry, height: int, width: int, max_crops: int) -> tuple[int, int]:
+    """Algorithm 1 as a loop over scalars in float32: candidates by (rows·cols, rows), first one wins a tie."""
+    candidates = [
+        (rows, cols)
+        for area in range(1, max_crops + 1)
+        for rows in range(1, area + 1)
+        for cols in range(1, area + 1)
+        if rows * cols == area
+    ]
+    scales = []
+    for grid in candidates:
+        axes = []
+        for tiles, side in zip(grid, (height, width), strict=True):
+            room = np.float32(side - geometry.overlap)
+            span = np.float32(tiles * geometry.stride)
+            axes.append(np.float32(np.inf) if room == 0 else span / room)
+        scales.append(min(axes))
+    largest = max(scales)
+    best = largest if largest < 1 else min(scale for scale in scales if scale >= 1)
+    return candidates[scales.index(best)]
+
+
+@pytest.mark.parametrize("max_crops", [1, 2, 5, 12, 24])
+@pytest.mark.parametrize("geometry", [FIGURE, GEOMETRIES[8], GEOMETRIES[10]], ids=["378", "384", "56"])
+def test_select_grid(geometry, max_crops):
+    overlap, stride = geometry.overlap, geometry.stride
+    sides = [1, 2, overlap - 1, overlap, overlap + 1, geometry.tile_size]
+    sides += [tiles * stride + overlap + offset for tiles in (1, 2, 3, 4, 6, 12) for offset in (-1, 0, 1)]
+    sizes = list(itertools.product(sides, repeat=2))
+    rng = np.random.default_rng(0)
+    sizes += [tuple(map(int, size)) for size in rng.integers(1, 20 * stride, (300, 2))]
+    for height, width in sizes:
+        expected = reference_grid(geometry, height, width, max_crops)
+        assert geometry.select_grid(height, width, max_crops) == expected, (height, width)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_canvas_of_a_grid_selects_that_grid(grid):
+    assert FIGURE.select_grid(*FIGURE.canvas_size(grid), 12) == grid
+
+
+def kept_patches(geometry: TileGeometry, tile: int, num_tiles: int) -> range:
+    """Along one axis, the patches of a tile that no neighbour sees better: its own margins, but at the rim."""
+    before, after = geometry.overlap_margins
+    return range(0 if tile == 0 else before, geometry.patches_per_side - (0 if tile == num_tiles - 1 else after))
+
+
+def reference_positions(geometry: TileGeometry, grid: tuple[int, int]) -> list[list[int]]:
+    """
+    Positions by walking over the whole picture in reading order, one row of cells of one tile after the other.
+
+    A tile keeps as many cells as cover the patches it keeps, from the one behind the whole cells of its margin on.
+    """
+    rows, cols = geometry.pooled_grid
+    positions = [list(range(rows * cols))] + [[-1] * (rows * cols) for _ in range(grid[0] * grid[1])]
+    place = rows * cols
+
+    def kept_cells(tile: int, num_tiles: int) -> range:
+        patches = kept_patches(geometry, tile, num_tiles)
+        start = patches.start // geometry.pooling_size
+        return range(start, start + -(-len(patches) // geometry.pooling_size))
+
+    for tile_row in range(grid[0]):
+        for row in kept_cells(tile_row, grid[0]):
+            for tile_col in range(grid[1]):
+                for col in kept_cells(tile_col, grid[1]):
+                    positions[1 + tile_row * grid[1] + tile_col][row * cols + col] = place
+                    place += 1
+    return positions
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_every_kept_cell_has_one_place(geometry):
+    for grid in GRIDS:
+        positions = geometry.token_positions(grid)
+        assert positions.shape == (1 + grid[0] * grid[1], geometry.cells_per_tile)
+        kept = np.sort(positions[positions >= 0])
+        assert kept.tolist() == list(range(geometry.num_tokens(grid)[1])), grid
+        # The thumbnail comes first and keeps everything.
+        assert positions[0].tolist() == list(range(geometry.cells_per_tile)), grid
+        if geometry.layout == "independent":
+            assert positions.ravel().tolist() == list(range(positions.size)), grid
+        else:
+            assert positions.tolist() == reference_positions(geometry, grid), grid
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_stitched_cells_are_in_reading_order_of_the_picture(grid):
+    """Token after token, the cells go from left to right and from top to bottom, and none of the picture is left out."""
+    positions = RELEASE.token_positions(grid)[1:]
+    cell = RELEASE.pooling_size * RELEASE.patch_size
+    windows = RELEASE.windows(grid)
+    corners = {}
+    for tile, index in np.argwhere(positions >= 0):
+        row, col = divmod(int(index), 14)
+        top, left = windows[tile] + (row * cell, col * cell)
+        corners[int(positions[tile, index])] = (int(top), int(left))
+    order = [corners[place] for place in sorted(corners)]
+    assert order == sorted(order)
+    # The kept cells cover every patch of the picture.
+    covered = np.zeros([side // 14 for side in RELEASE.canvas_size(grid)], bool)
+    for top, left in order:
+        covered[top // 14 : top // 14 + 2, left // 14 : left // 14 + 2] = True
+    assert covered.all()
+
+
+def test_positions_are_shared_and_read_only():
+    positions = RELEASE.token_positions((2, 3))
+    assert positions is RELEASE.token_positions((2, 3))
+    with pytest.raises(ValueError, match="read-only"):
+        positions[0, 0] = 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layout": "mosaic"}, "`layout`.*'mosaic'"),
+        ({"tile_size": 380}, r"`size` \(380\).*`patch_size` \(14\)"),
+        ({"patch_size": 0}, r"`patch_size` \(0\)"),
+        ({"pooling_size": 0}, "`pooling_size`.*0"),
+        ({"overlap_margins": (-1, 4)}, r"`overlap_margins` is \[-1, 4\]"),
+        ({"overlap_margins": (14, 13)}, r"`overlap_margins` is \[14, 13\].*27 patches"),
+        ({"overlap_margins": (4,)}, r"`overlap_margins` is \[4\]"),
+        ({"pooled_grid": (13, 14), "layout": "stitched"}, r"`pooled_grid` is \[13, 14\].*\[14, 14\]"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, message):
+    arguments = {
+        "tile_size": 378,
+        "patch_size": 14,
+        "overlap_margins": (4, 4),
+        "pooling_size": 2,
+        "pooled_grid": (14, 14),
+        "layout": "independent",
+    }
+    with pytest.raises(ValueError, match=message):
+        TileGeometry(**{**arguments, **changes})
+
+
+def test_max_crops_below_one():
+    with pytest.raises(ValueError, match=r"`max_crops`.*0"):
+        FIGURE.select_grid(100, 100, 0)
