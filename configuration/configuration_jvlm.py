@@ -37,6 +37,21 @@ TEXT_DEFAULTS = {
 }
 
 
+def default_pooled_grid(layout: str, tile_size: int, patch_size: int, pooling_size: int) -> list[int]:
+    """Rows and columns of pooled cells in a square tile of `tile_size` pixels: all patches, but for the independent
+    layout an incomplete last row.
+
+    Raises:
+        ValueError: if a size is less than 1.
+    """
+    for name, size in (("patch_size", patch_size), ("pooling_size", pooling_size)):
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+    patches = tile_size // patch_size
+    full = -(-patches // pooling_size)
+    return [patches // pooling_size if layout == "independent" else full, full]
+
+
 @strict
 class JinaVLMConfig(PreTrainedConfig):
     r"""
@@ -124,15 +139,19 @@ class JinaVLMConfig(PreTrainedConfig):
         self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
         # The connector pools; a pooling head on the tower would be weights without a use.
         self.vision_config.vision_use_head = False
+        image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
+        if not isinstance(image_size, int) or not isinstance(patch_size, int):
+            raise ValueError(
+                "JinaVLM cuts square tiles into square patches: `vision_config.image_size` and `patch_size` must be "
+                f"integers, got {image_size!r} and {patch_size!r}."
+            )
 
         if self.vision_feature_layer is None:
             self.vision_feature_layer = [24, 18]
         num_blocks = self.vision_config.num_hidden_layers
         self.vision_feature_layer = [block + num_blocks if block < 0 else block for block in self.vision_feature_layer]
         if self.pooled_grid is None:
-            patches, size = self.patches_per_side, self.pooling_size
-            rows = patches // size if self.layout == "independent" else -(-patches // size)
-            self.pooled_grid = [rows, -(-patches // size)]
+            self.pooled_grid = default_pooled_grid(self.layout, image_size, patch_size, self.pooling_size)
         self.pooled_grid = list(self.pooled_grid)
         if self.use_last_tile_embedding is None:
             self.use_last_tile_embedding = self.layout == "stitched"
@@ -162,11 +181,6 @@ class JinaVLMConfig(PreTrainedConfig):
         """Checks what no single field can: `@strict` calls it after `__post_init__`."""
         super().validate_architecture()
         vision = self.vision_config
-        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
-            raise ValueError(
-                "JinaVLM cuts square tiles into square patches: `vision_config.image_size` and `patch_size` must be "
-                f"integers, got {vision.image_size!r} and {vision.patch_size!r}."
-            )
         if vision.image_size % vision.patch_size:
             raise ValueError(
                 f"`vision_config.image_size` ({vision.image_size}) must be a multiple of "

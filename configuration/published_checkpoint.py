@@ -164,14 +164,20 @@ def translate_config(vision: dict, text: dict, common: dict) -> dict[str, Any]:
     vision_block, connector = vision["block_config"], vision["vl_connector_config"]
     pooling, projector = connector["attn_pooling_config"], connector["mlp_projector_config"]
     hidden_size, num_blocks = vision["hidden_size"], vision["n_layers"]
-    for name, head_count in (("n_kv_heads", "n_heads"),):
-        for path, attention in (("block_config.attn_config", vision_block["attn_config"]), ("", pooling)):
-            if attention.get(name) not in (None, attention[head_count]):
-                raise ValueError(f"`vision_config.{path}.{name}` is {attention[name]}: grouped heads are not known.")
-    if vision_block["attn_config"]["n_heads"] * vision_block["attn_config"]["head_dim"] != hidden_size:
+    for path, attention in (
+        ("block_config.attn_config", vision_block["attn_config"]),
+        ("vl_connector_config.attn_pooling_config", pooling),
+    ):
+        if attention.get("n_kv_heads") not in (None, attention["n_heads"]):
+            raise ValueError(
+                f"`vision_config.{path}.n_kv_heads` is {attention['n_kv_heads']}, but JinaVLM implements only as many "
+                f"as `n_heads` ({attention['n_heads']}). The checkpoint needs other model code."
+            )
+    attention = vision_block["attn_config"]
+    if attention["n_heads"] * attention["head_dim"] != hidden_size:
         raise ValueError(
-            "`vision_config.block_config.attn_config.head_dim` times `n_heads` must be `vision_config.hidden_size` "
-            f"({hidden_size})."
+            f"`vision_config.block_config.attn_config.head_dim` is {attention['head_dim']}, but times `n_heads` "
+            f"({attention['n_heads']}) it must be `vision_config.hidden_size` ({hidden_size})."
         )
     height, width = vision["input_size"]
     if height != width:

@@ -23,6 +23,7 @@ from transformers.image_utils import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.processing_utils import ImagesKwargs, Unpack
 
+from ..configuration.configuration_jvlm import default_pooled_grid
 from ..configuration.published_checkpoint import translate_image_processor
 from .tiling import TileGeometry
 
@@ -178,15 +179,13 @@ class JinaVLMImageProcessor(PilBackend):
         height, width = (size["height"], size["width"]) if isinstance(size, dict) else (size.height, size.width)
         if height is None or height != width:
             raise ValueError(f"`size` must have the same `height` and `width`, got {dict(size)}.")
-        layout, pooling_size = setting("layout"), setting("pooling_size")
+        layout, patch_size, pooling_size = setting("layout"), setting("patch_size"), setting("pooling_size")
         pooled_grid = setting("pooled_grid")
         if pooled_grid is None:
-            patches = height // setting("patch_size")
-            rows = patches // pooling_size if layout == "independent" else -(-patches // pooling_size)
-            pooled_grid = (rows, -(-patches // pooling_size))
+            pooled_grid = default_pooled_grid(layout, height, patch_size, pooling_size)
         return TileGeometry(
             tile_size=height,
-            patch_size=setting("patch_size"),
+            patch_size=patch_size,
             overlap_margins=tuple(setting("overlap_margins")),
             pooling_size=pooling_size,
             pooled_grid=tuple(pooled_grid),
@@ -258,7 +257,10 @@ class JinaVLMImageProcessor(PilBackend):
             if images.shape[-2:] == size:
                 return images
             mode = _INTERPOLATION[resample]
-            resized = F.interpolate(images.float(), size=size, mode=mode, align_corners=False, antialias=antialias)
+            # Channels as pictures of their own: with three at once, PyTorch's last bits depend on its thread count.
+            channels = images.float().flatten(0, 1).unsqueeze(1)
+            resized = F.interpolate(channels, size=size, mode=mode, align_corners=False, antialias=antialias)
+            resized = resized.view(*images.shape[:2], *size)
             if images.dtype == torch.uint8:
                 return resized.round_().clamp_(0, 255).to(torch.uint8)
             return resized.clamp_(images.min(), images.max()) if mode == "bicubic" else resized
