@@ -1,0 +1,140 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Asks the shipped model every question about held-out pages and counts the right answers:
+
+    python -m examples.digits.evaluate [--model DIR] [--num_pages 360] [--batch_size 24] [--json FILE] [--markdown]
+
+Answers are decoded greedily, in float32, and compared as strings. Two rates are reported:
+
+- **exact answers**: answers that equal the right one but for surrounding spaces, of all answers;
+- **digits read**: digits of the answers to "Which digits are written here?" that stand where they should, of all
+  digits. Answer and right answer are aligned by `difflib.SequenceMatcher`; its matches are the digits read, and
+  the longer of the two counts as all of them, so that both missing and invented digits lower the rate.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from transformers import pipeline
+from transformers.utils import logging
+
+import jvlm  # noqa: F401 - makes the pipeline know the model
+
+from .pages import GRIDS, MAX_DIGITS, QUESTIONS, READ, held_out_pages
+
+
+MODEL = Path(__file__).parent / "model"
+
+
+def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 24, seed: int = 1) -> dict:
+    """
+    Evaluates a model on held-out pages.
+
+    Args:
+        model (`str` or `Path`, *optional*): folder with model and processor; the shipped one by default.
+        num_pages (`int`, *optional*, defaults to 360): pages, over all grids in turn.
+        batch_size (`int`, *optional*, defaults to 24): questions answered at once; it does not change the answers.
+        seed (`int`, *optional*, defaults to 1): of the pages.
+
+    Returns:
+        `dict`: the arguments, `exact` and `digits` of everything, and under `questions` and `grids` the same for
+        every question and every grid such as `"3x4"`. `exact` counts answers and `digits` digits, each as
+        `{"right": int, "all": int, "rate": float}`.
+    """
+    ask = pipeline("image-text-to-text", model=str(model), dtype="float32")
+    pages = held_out_pages(num_pages, seed)
+    # Pages of one grid have prompts of almost one length: side by side they need little padding.
+    rows = sorted(((page, question) for page in pages for question in QUESTIONS), key=lambda row: row[0].grid)
+    counts = {kind: defaultdict(lambda: [0, 0]) for kind in ("exact", "digits")}
+    for start in logging.tqdm(range(0, len(rows), batch_size), desc="Questions", unit="batch"):
+        batch = rows[start : start + batch_size]
+        answers = ask(
+            [conversation(page.image, question) for page, question in batch],
+            batch_size=batch_size,
+            return_full_text=False,
+            generate_kwargs={"do_sample": False, "max_new_tokens": 4 + 2 * MAX_DIGITS},
+        )
+        for (page, question), (answer,) in zip(batch, answers, strict=True):
+            answer, right = answer["generated_text"].strip(), page.answer(question)
+            found = {"exact": (int(answer == right), 1)}
+            if question == READ:
+                found["digits"] = digits_read(answer, right)
+            for kind, pair in found.items():
+                for part in ("all", question, f"{page.grid[0]}x{page.grid[1]}"):
+                    counts[kind][part] = [total + more for total, more in zip(counts[kind][part], pair, strict=True)]
+
+    def rates(part: str) -> dict:
+        return {
+            kind: {"right": right, "all": total, "rate": right / total}
+            for kind, (right, total) in ((kind, counts[kind][part]) for kind in counts)
+            if total
+        }
+
+    grids = [f"{rows}x{cols}" for rows, cols in GRIDS]
+    return {
+        "model": str(model),
+        "num_pages": num_pages,
+        "seed": seed,
+        **rates("all"),
+        "questions": {question: rates(question) for question in QUESTIONS},
+        "grids": {grid: rates(grid) for grid in grids if rates(grid)},
+    }
+
+
+def conversation(image, question: str) -> list[dict]:
+    """A chat of one question about one picture, in the form that pipelines and chat templates take."""
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+
+def digits_read(answer: str, right: str) -> tuple[int, int]:
+    """Digits of an answer that stand where they should, and all of them; see the module's documentation."""
+    given, written = answer.split(), right.split()
+    blocks = SequenceMatcher(None, given, written, autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks), max(len(given), len(written))
+
+
+def markdown(results: dict) -> str:
+    """The results of [`evaluate`] as Markdown: two tables, by question and by grid."""
+
+    def cell(part: dict, kind: str) -> str:
+        return f"{part[kind]['rate']:.1%} ({part[kind]['right']}/{part[kind]['all']})" if kind in part else ""
+
+    def table(name: str, parts: dict) -> list[str]:
+        head = [f"| {name} | exact answers | digits read |", "|---|---:|---:|"]
+        return head + [
+            f"| {part} | {cell(value, 'exact')} | {cell(value, 'digits')} |" for part, value in parts.items()
+        ]
+
+    grids = {grid.replace("x", " × "): value for grid, value in results["grids"].items()}
+    lines = [
+        f"{results['num_pages']} held-out pages, {results['exact']['all']} questions.",
+        "",
+        *table("question", {**results["questions"], "**all**": results}),
+        "",
+        *table("grid (rows × columns)", grids),
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Counts the right answers of the shipped model on held-out pages.")
+    parser.add_argument("--model", default=MODEL, type=Path, help="folder with model and processor")
+    parser.add_argument("--num_pages", default=360, type=int)
+    parser.add_argument("--batch_size", default=24, type=int, help="questions answered at once")
+    parser.add_argument("--seed", default=1, type=int, help="seed of the pages")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
+    parser.add_argument("--markdown", action="store_true", help="print nothing but Markdown, to be pasted")
+    args = parser.parse_args(argv)
+    results = evaluate(args.model, args.num_pages, args.batch_size, args.seed)
+    print(markdown(results))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+    if not args.markdown:
+        print(f"\nexact answers {results['exact']['rate']:.1%}, digits read {results['digits']['rate']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
