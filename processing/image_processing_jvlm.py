@@ -126,7 +126,9 @@ class JinaVLMImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
         """Loads paths, URLs and base64 strings, nested as given; see `transformers.image_utils.load_image`."""
         if not isinstance(image_url_or_urls, str):
-            return super().fetch_images(image_url_or_urls)
+            images = super().fetch_images(image_url_or_urls)  # comes back here for every element of a list
+            # Transformers' lists of images know no array without a channel axis.
+            return images[None] if getattr(images, "ndim", 3) == 2 else images
         try:
             return super().fetch_images(image_url_or_urls)
         except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
@@ -155,7 +157,7 @@ class JinaVLMImageProcessor(PilBackend):
         shape = tuple(image.shape)
         if image.numel() == 0:
             raise ValueError(f"An image of shape {shape} is empty; leave it out of the batch.")
-        if image.ndim == 2:
+        if image.ndim == 2:  # a grey picture that `do_convert_rgb=False` leaves grey
             image, input_data_format = image[None], ChannelDimension.FIRST
         if input_data_format is None:
             try:
