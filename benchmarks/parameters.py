@@ -1,0 +1,78 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Parameters of the default configuration beside the labels of figure 1 of arXiv 2512.04032, and where they differ:
+
+    python -m benchmarks.parameters
+
+Everything is counted on the model itself, built without memory on the meta device.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration
+
+
+LABELS = {"vision tower": "about 400M", "connector": "about 50M", "language model": "1.7B"}
+
+
+def count(*modules: nn.Module) -> int:
+    """Parameters of modules, those that several of them share counted once."""
+    return sum({id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}.values())
+
+
+def parameters(config: JinaVLMConfig | None = None) -> tuple[dict[str, int], dict[str, str]]:
+    """
+    Counts the parameters of a configuration, the default one when none is given.
+
+    Returns:
+        `tuple[dict[str, int], dict[str, str]]`: parameters by part, `"all"` among them, and for every part of
+        `LABELS` a sentence that explains its number.
+    """
+    config = config or JinaVLMConfig()
+    with torch.device("meta"):
+        model = JinaVLMForConditionalGeneration(config)
+        vision_config = type(config.vision_config)(**{**config.vision_config.to_dict(), "vision_use_head": True})
+        whole_tower = AutoModel.from_config(vision_config)
+    tower, connector, language_model = model.model.vision_tower, model.model.connector, model.model.language_model
+    counts = {
+        "vision tower": count(tower),
+        "connector": count(connector),
+        "language model": count(language_model, model.lm_head),
+        "all": count(model),
+    }
+    blocks, all_blocks = len(tower.encoder.layers), len(whole_tower.encoder.layers)
+    table, head = count(language_model.embed_tokens), count(model.lm_head)
+    is_tied = model.lm_head.weight is language_model.embed_tokens.weight
+    rows, width = language_model.embed_tokens.weight.shape
+    notes = {
+        "vision tower": (
+            f"{blocks} of {all_blocks} blocks of {count(tower.encoder.layers[0]) / 1e6:.1f}M are built, the deepest "
+            "that feeds the connector being the last, and neither the final norm nor the pooling head; the whole "
+            f"tower has {count(whole_tower) / 1e6:.1f}M."
+        ),
+        "connector": (
+            f"Attention pooling of {count(connector.pooling) / 1e6:.1f}M and gated projector of "
+            f"{count(connector.projector) / 1e6:.1f}M, in the shapes of the published weights; the figure's label is "
+            "rounded up from these or counts something else."
+        ),
+        "language model": (
+            f"{(counts['language model'] - table - (0 if is_tied else head)) / 1e9:.2f}B outside its embeddings. "
+            f"The table of {rows} × {width} is {table / 1e9:.2f}B; input and output have "
+            f"{'one table' if is_tied else 'one each'}, where 1.7B counts {'it' if is_tied else 'a single one'}."
+        ),
+    }
+    return counts, notes
+
+
+def main() -> None:
+    counts, notes = parameters()
+    print("| part | figure | parameters | why |\n|---|---:|---:|---|")
+    for part, label in LABELS.items():
+        print(f"| {part} | {label} | {counts[part]:,} | {notes[part]} |")
+    print(f"| all | | {counts['all']:,} | |")
+
+
+if __name__ == "__main__":
+    main()
