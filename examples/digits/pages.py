@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import Dataset
 
 
-TILE_SIZE, STRIDE, OVERLAP = 56, 40, 16
+TILE_SIZE, STRIDE, OVERLAP, PATCH_SIZE = 56, 40, 16, 8  # pixels
+PAPER = 10  # the label of a patch without a digit
 GRIDS = [(rows, cols) for rows in (1, 2, 3) for cols in (1, 2, 3, 4)]
 NUM_HELD_OUT = 360  # the last samples of `load_digits`, written by people of whom most wrote none of the others
 MAX_DIGITS = 6
@@ -68,8 +69,9 @@ def draw_page(
     # A page at most as large as the canvas of its grid, and larger than the canvas of the next smaller one.
     height, width = (int(count * STRIDE + OVERLAP - rng.integers(0, STRIDE // 5)) for count in grid)
     paper = np.full((height, width), 255.0)
-    size = int(rng.integers(18, 33))
-    line_height = size + 6
+    # No larger than the overlap of the tiles: some tile sees each digit whole.
+    size = int(rng.integers(12, OVERLAP + 1))
+    line_height = size + 5
     num_lines = int(rng.integers(1, max(1, min(num_digits, (height - 4) // line_height)) + 1))
     per_line = max(1, (width - 4) // (size + 2))
     num_digits = min(num_digits, num_lines * per_line)
@@ -103,6 +105,37 @@ def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> P
     matrix = turn @ np.array([[1, slant], [0, 1]]) @ np.diag(rng.uniform(0.9, 1.15, 2)) * (8 / side)
     offset = 4 - matrix @ np.full(2, side / 2) + rng.uniform(-0.4, 0.4, 2)
     return image.transform((side, side), PIL.Image.AFFINE, [*matrix[0], offset[0], *matrix[1], offset[1]], resample=3)
+
+
+class DigitTiles(Dataset):
+    """
+    Tiles `{"pixel_values": [3, 56, 56] in [-1, 1], "labels": [49]}` that teach the vision tower to see: the label of a
+    patch is the digit that covers its centre, or `PAPER`. Row i is always the same.
+    """
+
+    def __init__(self, num_rows: int, seed: int = 0):
+        self.samples, self.num_rows, self.seed = load_samples("train"), num_rows, seed
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> dict:
+        rng = np.random.default_rng([self.seed, index])
+        images, digits = self.samples
+        border = OVERLAP // 2
+        paper = np.full((TILE_SIZE + 2 * border,) * 2, 255.0)
+        labels = np.full(paper.shape, PAPER)
+        for _ in range(rng.integers(1, 7)):
+            side, sample = int(rng.integers(10, OVERLAP + 1)), int(rng.integers(len(images)))
+            y, x = rng.integers(0, len(paper) - side + 1, 2)
+            place = slice(y, y + side), slice(x, x + side)
+            if (labels[place] == PAPER).all():
+                ink = np.asarray(_transform(images[sample], side, rng), float) * rng.uniform(0.7, 1.0)
+                paper[place], labels[place] = 255 - ink, digits[sample]
+        inside = slice(border, border + TILE_SIZE)
+        pixels = (paper[inside, inside] / 127.5 - 1).astype(np.float32)
+        centres = slice(border + PATCH_SIZE // 2, border + TILE_SIZE, PATCH_SIZE)
+        return {"pixel_values": np.broadcast_to(pixels, (3, *pixels.shape)), "labels": labels[centres, centres].ravel()}
 
 
 class DigitPages(Dataset):

@@ -2,16 +2,28 @@
 """
 Trains the small JinaVLM that ships in `examples/digits/model`, from scratch, with `transformers.Trainer`:
 
-    python -m examples.digits.train --output_dir OUT --max_steps 9000
+    python -m examples.digits.train --output_dir OUT --max_steps 9000 --vision_steps 6000
+
+As with a real one, the vision tower is trained first, to see digits on tiles; then all of it learns to read pages.
 """
 
+import dataclasses
 import sys
 from dataclasses import dataclass, field
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import HfArgumentParser, PreTrainedTokenizerFast, Qwen3Config, SiglipVisionConfig, Trainer
-from transformers import TrainingArguments, set_seed
+from torch import nn
+from transformers import (
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from jvlm import (
     JinaVLMConfig,
@@ -21,7 +33,7 @@ from jvlm import (
     add_image_tokens,
 )
 
-from .pages import QUESTIONS, DigitPages
+from .pages import PAPER, PATCH_SIZE, QUESTIONS, TILE_SIZE, DigitPages, DigitTiles
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -30,6 +42,8 @@ END_OF_TEXT = "<|endoftext|>"
 @dataclass
 class PageArguments:
     growth: float = field(default=0.5, metadata={"help": "Share of the training in which pages grow to full size."})
+    vision_steps: int = field(default=6000, metadata={"help": "Steps of the vision tower's own training before that."})
+    vision_tower: str | None = field(default=None, metadata={"help": "Folder of a tower trained already."})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -57,21 +71,37 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> JinaVLMProcessor:
     """Tiles of 56 pixels, 7×7 patches of 8 pixels, neighbours overlapping by two patches."""
-    image_processor = JinaVLMImageProcessor(size={"height": 56, "width": 56}, patch_size=8, overlap_margins=[1, 1])
+    image_processor = JinaVLMImageProcessor(size={"height": TILE_SIZE, "width": TILE_SIZE}, patch_size=PATCH_SIZE, overlap_margins=[1, 1])
     return JinaVLMProcessor(image_processor, build_tokenizer())
+
+
+VISION_CONFIG = SiglipVisionConfig(
+    hidden_size=96,
+    intermediate_size=288,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    image_size=TILE_SIZE,
+    patch_size=PATCH_SIZE,
+    vision_use_head=False,
+)
+
+
+class PatchReader(nn.Module):
+    """A SigLIP vision tower with a linear layer that tells the digit at every patch."""
+
+    def __init__(self):
+        super().__init__()
+        self.vision_tower = SiglipVisionModel(VISION_CONFIG)
+        self.classifier = nn.Linear(VISION_CONFIG.hidden_size, PAPER + 1)
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.classifier(self.vision_tower(pixel_values).last_hidden_state)  # [tiles, patches, classes]
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
 
 
 def build_model(processor: JinaVLMProcessor) -> JinaVLMForConditionalGeneration:
     """About 1.5M parameters: four vision blocks of which two feed the connector, four decoder blocks."""
     tokenizer = processor.tokenizer
-    vision_config = SiglipVisionConfig(
-        hidden_size=96,
-        intermediate_size=288,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=56,
-        patch_size=8,
-    )
     text_config = Qwen3Config(
         vocab_size=-(-len(tokenizer) // 8) * 8,
         hidden_size=128,
@@ -88,7 +118,7 @@ def build_model(processor: JinaVLMProcessor) -> JinaVLMForConditionalGeneration:
     )
     marker = tokenizer.convert_tokens_to_ids
     config = JinaVLMConfig(
-        vision_config=vision_config,
+        vision_config=VISION_CONFIG.to_dict(),
         text_config=text_config,
         vision_feature_layer=[3, 1],
         connector_num_attention_heads=4,
@@ -122,6 +152,18 @@ class Collator:
         return dict(batch)
 
 
+def train_vision_tower(args: TrainingArguments, steps: int) -> str:
+    """Trains the vision tower on tiles and returns the folder it is saved in."""
+    folder = f"{args.output_dir}/vision_tower"
+    args = dataclasses.replace(
+        args, output_dir=folder, max_steps=steps, per_device_train_batch_size=96, resume_from_checkpoint=None
+    )
+    model = PatchReader()
+    Trainer(model=model, args=args, train_dataset=DigitTiles(steps * 96, args.seed)).train()
+    model.vision_tower.save_pretrained(folder)
+    return folder
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser((TrainingArguments, PageArguments))
     defaults = {
@@ -146,6 +188,9 @@ def main(argv: list[str] | None = None) -> None:
     processor = build_processor()
     model = build_model(processor)
     print(f"{model.num_parameters():,} parameters")
+    folder = page_args.vision_tower or train_vision_tower(args, page_args.vision_steps)
+    trained = SiglipVisionModel.from_pretrained(folder).state_dict()
+    model.model.vision_tower.load_state_dict(trained, strict=False)  # without the final norm, which is not used
     batch_size = args.per_device_train_batch_size
     pages = DigitPages(args.max_steps * batch_size, batch_size, page_args.growth, seed=args.seed)
     trainer = Trainer(
