@@ -1,0 +1,144 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""`draw_tiles`: it shows the pixels that the model sees, cut where the geometry says."""
+
+import numpy as np
+import PIL.Image
+import pytest
+from jvlm.processing import drawing
+from jvlm.processing.drawing import draw_tiles
+from PIL import ImageFont
+
+
+def locate(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
+    """Places (top, left) at which `part` occurs in `picture`, found by its pixels."""
+    height, width = part.shape[:2]
+    corner = (picture[: len(picture) - height + 1, : picture.shape[1] - width + 1] == part[0, 0]).all(-1)
+    return [
+        (int(top), int(left))
+        for top, left in zip(*np.nonzero(corner), strict=True)
+        if (picture[top : top + height, left : left + width] == part).all()
+    ]
+
+
+@pytest.mark.parametrize("layout", ["independent", "stitched"])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (20, 30), (60, 400), (400, 60), (130, 170), (900, 700)])
+def test_any_picture_can_be_drawn(build_processor, picture, layout, height, width):
+    processor = build_processor(layout)
+    image = picture(height, width)
+    before = image.tobytes()
+    drawn = draw_tiles(image, processor, {"Which picture?": "This one, " * 20})
+    assert drawn.mode == "RGB"
+    canvas = processor.image_processor.geometry().canvas_size(processor.image_processor.get_image_grid(height, width))
+    assert drawn.height > min(canvas[0], drawing._CANVAS_LIMIT[1])
+    assert drawn.width > min(canvas[1], drawing._CANVAS_LIMIT[0])
+    assert drawn.width < 2 * max(drawing._CANVAS_LIMIT)
+    assert image.tobytes() == before
+    assert image.size == (width, height)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.5])
+def test_outlines_stand_where_the_geometry_says(scale):
+    canvas = PIL.Image.new("RGB", (500, 500), (40, 40, 40))
+    windows = np.array([[0, 0], [0, 200], [200, 0], [200, 200]])
+    outlined = np.asarray(drawing._outline(canvas, windows, 300, scale))
+    assert outlined.shape == (500 * scale, 500 * scale, 3)
+    colours = [drawing._colour(index, len(windows)) for index in range(len(windows))]
+    assert len(set(colours)) == len(windows)
+    for colour, (top, left) in zip(colours, windows, strict=True):
+        y, x = (int((400 if edge else 150) * scale) for edge in (top, left))  # where no other tile is
+        first, last = (
+            (int(edge * scale) for edge in (top, left)),
+            (int((edge + 300) * scale) - 1 for edge in (top, left)),
+        )
+        (upper, leftmost), (lower, rightmost) = first, last
+        for place in ((y, leftmost), (y, rightmost), (upper, x), (lower, x)):
+            assert tuple(outlined[place]) == colour
+        assert tuple(outlined[y, x]) == (40, 40, 40)
+
+
+def test_only_what_several_tiles_see_is_shaded():
+    paper = (200, 210, 220)
+    canvas = PIL.Image.new("RGB", (500, 500), paper)
+    windows = np.array([[0, 0], [0, 200], [200, 0], [200, 200]])
+    outlined = np.asarray(drawing._outline(canvas, windows, 300, 1.0))
+    alone, by_two, by_four = outlined[100, 150], outlined[100, 250], outlined[250, 250]
+    assert tuple(alone) == paper
+    assert tuple(outlined[450, 450]) == paper
+    distance = [np.abs(pixel.astype(int) - paper).sum() for pixel in (by_two, by_four)]
+    assert 0 < distance[0] < distance[1]
+
+
+def test_the_thumbnail_is_the_models(build_processor, picture):
+    processor = build_processor()
+    image = picture(100, 150)
+    pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+    expected = ((pixels / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()
+    factor = drawing._PANEL_WIDTH // 56
+    expected = expected.repeat(factor, axis=0).repeat(factor, axis=1)[1:-1, 1:-1]  # the border is drawn
+    assert len(locate(np.asarray(draw_tiles(image, processor)), expected)) == 1
+
+
+def test_the_canvas_is_put_together_from_the_tiles(build_processor, picture):
+    processor = build_processor(overlap_margins=[0, 0])  # no overlap, no shade
+    image = picture(100, 100)
+    inputs = processor.image_processor(images=image, return_tensors="pt")
+    assert inputs["image_grids"].tolist() == [[2, 2]]
+    geometry = processor.image_processor.geometry()
+    drawn = np.asarray(draw_tiles(image, processor))
+    factor = min(drawing._CANVAS_LIMIT[1] // 112, drawing._TILE_LIMIT // 56)
+    places = []
+    for pixels in inputs["pixel_values"][1:]:
+        tile = ((pixels / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()[20:36, 20:36]
+        places += locate(drawn, tile.repeat(factor, axis=0).repeat(factor, axis=1))
+    windows = geometry.windows((2, 2)) * factor
+    assert (np.array(places) - places[0]).tolist() == windows.tolist()
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False, "do_normalize": False}])
+def test_normalisation_is_undone_as_it_was_done(build_processor, picture, settings):
+    image = picture(90, 90)
+    normal = np.asarray(draw_tiles(image, build_processor()), int)
+    other = np.asarray(draw_tiles(image, build_processor(), **settings), int)
+    assert np.abs(normal - other).max() <= 1
+
+
+def test_arguments_reach_the_image_processor(build_processor, picture):
+    processor, image = build_processor(), picture(300, 300)
+    assert draw_tiles(image, processor, max_crops=1).size != draw_tiles(image, processor, max_crops=12).size
+    with pytest.raises(ValueError, match="max_crops"):
+        draw_tiles(image, processor, max_crops=0)
+
+
+def test_a_path_is_drawn_as_its_picture(build_processor, picture, tmp_path):
+    processor, image = build_processor(), picture(70, 90)
+    image.save(tmp_path / "picture.png")
+    assert draw_tiles(str(tmp_path / "picture.png"), processor).tobytes() == draw_tiles(image, processor).tobytes()
+
+
+def test_the_published_layout_can_be_drawn(released_processor, picture):
+    drawn = draw_tiles(picture(910, 1176), released_processor, {"What is it?": "A picture."})
+    assert drawn.width > 1100
+
+
+def test_answers_change_nothing_but_the_text(build_processor, picture):
+    processor, image = build_processor(), picture(100, 150)
+    silent = np.asarray(draw_tiles(image, processor))
+    spoken = np.asarray(draw_tiles(image, processor, {"What is it?": "A picture."}))
+    height = min(len(silent), len(spoken))
+    differs = (silent[:height] != spoken[:height]).any(axis=(1, 2))
+    assert len(spoken) > len(silent) or differs.any()
+    assert not differs[: height // 2].any()
+
+
+def test_text_is_wrapped_within_its_width():
+    font = ImageFont.load_default(18)
+    text = "several words and one thatisfartoolongtofitintotheline and\nanother line"
+    lines = drawing._wrap(text, font, 120)
+    assert all(font.getlength(line) <= 120 for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "").replace("\n", "")
+    assert lines[-1] == "another line"
+
+
+def test_a_missing_font_is_an_error(build_processor, picture):
+    with pytest.raises(OSError, match="resource"):
+        draw_tiles(picture(50, 50), build_processor(), font="no-such-font.ttf")
