@@ -149,7 +149,7 @@ def test_every_kept_cell_has_one_place(geometry):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_stitched_cells_are_in_reading_order_of_the_picture(grid):
-    """Token after token, the cells go from left to right and from top to bottom, and none of the picture is left out."""
+    """Token after token, the cells go from left to right, line by line, and none of the picture is left out."""
     positions = RELEASE.token_positions(grid)[1:]
     cell = RELEASE.pooling_size * RELEASE.patch_size
     windows = RELEASE.windows(grid)

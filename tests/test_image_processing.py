@@ -1,0 +1,448 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The image processor: every kind of input, settings per call, tiles against an independent resize."""
+
+import base64
+import copy
+import io
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoImageProcessor, BatchFeature, image_utils
+
+from jvlm import JinaVLMImageProcessor
+
+
+@pytest.fixture
+def image_processor() -> JinaVLMImageProcessor:
+    """Tiles of 56 pixels, 7×7 patches of 8 pixels, neighbours 40 pixels apart."""
+    return JinaVLMImageProcessor(size={"height": 56, "width": 56}, patch_size=8, overlap_margins=[1, 1])
+
+
+def process(image_processor, images, **kwargs) -> BatchFeature:
+    return image_processor(images, return_tensors="pt", **kwargs)
+
+
+def assert_equal(outputs: BatchFeature, expected: BatchFeature):
+    assert set(outputs) == set(expected)
+    for name in expected:
+        assert torch.equal(outputs[name], expected[name]), name
+
+
+def as_array(image: PIL.Image.Image) -> np.ndarray:
+    return np.array(image)
+
+
+def encoded(image: PIL.Image.Image, kind: str = "PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def test_output(image_processor, picture):
+    outputs = process(image_processor, [picture(90, 130), picture(40, 40)])
+    assert outputs["pixel_values"].shape == (1 + 2 * 3 + 1 + 1, 3, 56, 56)
+    assert outputs["pixel_values"].dtype == torch.float32
+    assert outputs["image_token_positions"].shape == (9, 12)
+    assert outputs["image_token_positions"].dtype == torch.int64
+    assert outputs["image_grids"].tolist() == [[2, 3], [1, 1]]
+    assert outputs["pixel_values"].is_contiguous()
+
+
+@pytest.mark.parametrize("return_tensors", [None, "np", "pt"])
+def test_return_tensors(image_processor, picture, return_tensors):
+    outputs = image_processor(picture(90, 130), return_tensors=return_tensors)
+    expected = process(image_processor, picture(90, 130))
+    kind = np.ndarray if return_tensors == "np" else torch.Tensor
+    for name in expected:
+        assert isinstance(outputs[name], kind)
+        assert np.array_equal(np.asarray(outputs[name]), expected[name].numpy())
+
+
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_pictures(image_processor, picture, mode):
+    """Pictures become RGB as Pillow converts them, which is also what `load_image` does."""
+    grey = picture(90, 130).convert("L")
+    image = {
+        "I": grey.convert("I"),
+        "I;16": grey.convert("I").convert("I;16"),
+        "F": grey.convert("F"),
+    }.get(mode) or picture(90, 130).convert(mode)
+    assert image.mode == mode
+    expected = process(image_processor, image.convert("RGB"))
+    assert_equal(process(image_processor, image), expected)
+    assert_equal(process(image_processor, as_array(image.convert("RGB"))), expected)
+
+
+def test_transparent_palette(image_processor, picture):
+    image = picture(90, 130).quantize(16)
+    data = encoded(image, transparency=3)
+    image = PIL.Image.open(io.BytesIO(data))
+    assert image.mode == "P"
+    assert "transparency" in image.info
+    expected = process(image_processor, image.convert("RGB"))
+    assert_equal(process(image_processor, PIL.Image.open(io.BytesIO(data))), expected)
+
+
+def test_arrays(image_processor, picture):
+    image = picture(90, 130)
+    array = as_array(image)
+    expected = process(image_processor, image)
+    first = np.ascontiguousarray(array.transpose(2, 0, 1))
+    for given in (
+        array,
+        first,
+        torch.from_numpy(array),
+        torch.from_numpy(first),
+        np.asfortranarray(array),
+        array[:, ::-1][:, ::-1],  # negative strides
+        array.astype(">u2").astype(np.uint8),
+        np.concatenate([array, np.full_like(array[..., :1], 7)], axis=-1),  # an alpha channel, dropped
+        torch.from_numpy(first).requires_grad_(False),
+    ):
+        assert_equal(process(image_processor, given), expected)
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    assert_equal(process(image_processor, read_only), expected)
+
+
+def test_grey_arrays(image_processor, picture):
+    image = picture(90, 130).convert("L")
+    expected = process(image_processor, image)
+    grey = as_array(image)
+    for given in (grey, torch.from_numpy(grey), grey[..., None], grey[None]):
+        for images in (given, [given], [[given]]):
+            assert_equal(process(image_processor, images), expected)
+
+
+def test_stated_channel_axis(image_processor):
+    """An array that could be read both ways is read as the caller says."""
+    array = np.random.default_rng(0).integers(0, 256, (3, 60, 3), dtype=np.uint8)
+    last = process(image_processor, array, input_data_format="channels_last")
+    expected = process(image_processor, PIL.Image.fromarray(array))
+    assert_equal(last, expected)
+    first = process(image_processor, array, input_data_format="channels_first")
+    assert not torch.equal(first["pixel_values"], last["pixel_values"])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_floats_without_rescaling(image_processor, dtype):
+    # Black and white alone: exact in every number type, and the resize of an unrounded picture is compared.
+    array = np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)
+    expected = process(image_processor, array * 255, resize_in_float32=True)
+    outputs = process(image_processor, array.astype(dtype), do_rescale=False)
+    torch.testing.assert_close(outputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+    outputs = process(image_processor, torch.from_numpy(array.astype(dtype)), do_rescale=False)
+    torch.testing.assert_close(outputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_floats_up_to_255(image_processor, picture):
+    array = as_array(picture(96, 136))
+    expected = process(image_processor, array, resize_in_float32=True)
+    outputs = process(image_processor, array.astype(np.float32))
+    torch.testing.assert_close(outputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_four_dimensional_arrays_are_batches(image_processor, picture):
+    images = [picture(90, 130, seed) for seed in range(3)]
+    expected = process(image_processor, images)
+    stacked = np.stack([as_array(image) for image in images])
+    assert_equal(process(image_processor, stacked), expected)
+    assert_equal(process(image_processor, torch.from_numpy(stacked)), expected)
+    assert_equal(process(image_processor, torch.from_numpy(stacked).permute(0, 3, 1, 2)), expected)
+
+
+def test_nested_lists(image_processor, picture):
+    images = [picture(90, 130, 0), picture(40, 50, 1), picture(60, 200, 2)]
+    expected = process(image_processor, images)
+    assert_equal(process(image_processor, [[images[0]], [images[1], images[2]]]), expected)
+    assert_equal(process(image_processor, tuple(images)), expected)
+
+
+def test_paths_and_base64(image_processor, picture, tmp_path, monkeypatch):
+    image = picture(90, 130)
+    data = encoded(image)
+    (tmp_path / "picture.png").write_bytes(data)
+    text = base64.b64encode(data).decode()
+    expected = process(image_processor, image)
+    monkeypatch.chdir(tmp_path)
+    for given in (str(tmp_path / "picture.png"), "picture.png", text, f"data:image/png;base64,{text}"):
+        for images in (given, [given], [[given]]):
+            assert_equal(process(image_processor, images), expected)
+
+
+def test_url(image_processor, picture, monkeypatch):
+    image = picture(90, 130)
+    requested = []
+
+    class Response:
+        content = encoded(image)
+
+    def get(url, **kwargs):
+        requested.append(url)
+        return Response
+
+    monkeypatch.setattr(image_utils.httpx, "get", get)
+    outputs = process(image_processor, "https://example.com/picture.png")
+    assert requested == ["https://example.com/picture.png"]
+    assert_equal(outputs, process(image_processor, image))
+
+
+def test_orientation_tag(image_processor, picture, tmp_path):
+    """Files are turned upright, as `load_image` does; pictures in memory are taken as they are."""
+    image = picture(60, 200)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    path = tmp_path / "turned.png"
+    image.save(path, exif=exif)
+    upright = image.transpose(PIL.Image.Transpose.ROTATE_270)
+    assert_equal(process(image_processor, str(path)), process(image_processor, upright))
+    opened = PIL.Image.open(path)
+    assert opened.getexif()[0x0112] == 6
+    assert_equal(process(image_processor, opened), process(image_processor, image))
+
+
+def expected_tiles(array: np.ndarray, image_processor, first_size=None, antialias=False, mode="bilinear"):
+    """Tiles by hand: resized with PyTorch, rounded to 8 bits in the first resize, windows cut in a loop."""
+    kwargs = {"mode": mode, "align_corners": False, "antialias": antialias}
+
+    def resize(channels, size, is_first):
+        if channels.shape[-2:] == size:
+            return channels
+        # One channel at a time, which PyTorch resizes in the same way on any number of threads.
+        resized = torch.cat([F.interpolate(channel[None, None], size=size, **kwargs)[0] for channel in channels])
+        return resized.round().clamp(0, 255) if is_first else resized
+
+    channels = torch.from_numpy(array).permute(2, 0, 1).float()
+    is_first = True
+    if first_size is not None:
+        channels, is_first = resize(channels, first_size, True) / 255, False
+    rows, cols = image_processor.geometry().select_grid(*channels.shape[1:], image_processor.max_crops)
+    canvas = resize(channels, (rows * 40 + 16, cols * 40 + 16), is_first)
+    thumbnail = resize(channels, (56, 56), is_first)
+    tiles = [thumbnail]
+    tiles += [
+        canvas[:, 40 * row : 40 * row + 56, 40 * col : 40 * col + 56] for row in range(rows) for col in range(cols)
+    ]
+    tiles = torch.stack(tiles)
+    return (tiles / 255 if is_first else tiles) * 2 - 1
+
+
+@pytest.mark.parametrize("size", [(90, 130), (56, 56), (96, 136), (30, 20), (17, 900), (16, 16)], ids=str)
+@pytest.mark.parametrize("antialias", [False, True])
+def test_tiles_are_windows_of_the_resized_picture(image_processor, picture, size, antialias):
+    array = as_array(picture(*size))
+    outputs = process(image_processor, array, antialias=antialias)
+    expected = expected_tiles(array, image_processor, antialias=antialias)
+    assert outputs["pixel_values"].shape == expected.shape
+    torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
+
+
+def test_tiles_after_the_first_resize(image_processor, picture):
+    array = as_array(picture(91, 133))
+    outputs = process(image_processor, array, do_resize=True)
+    # Sides to the nearest multiples of 8.
+    expected = expected_tiles(array, image_processor, first_size=(88, 136))
+    torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
+
+
+def test_bicubic_tiles(image_processor, picture):
+    array = as_array(picture(90, 130))
+    outputs = process(image_processor, array, resample=PIL.Image.Resampling.BICUBIC)
+    torch.testing.assert_close(
+        outputs["pixel_values"], expected_tiles(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "max_pixels", "expected"),
+    [
+        ((91, 133), 10**6, (88, 136)),
+        ((92, 132), 10**6, (96, 128)),  # 11.5 and 16.5 patches: halves go to even
+        ((200, 300), 20_000, (112, 168)),  # divided by sqrt(3), floored to patches
+        ((10, 20), 10**6, (40, 80)),  # multiplied by sqrt(3136 / 128), ceiled to patches
+    ],
+)
+def test_first_resize(image_processor, picture, size, max_pixels, expected):
+    """A picture of the size that the first resize gives is not resized by it, and gives the same grid."""
+    outputs = process(image_processor, picture(*size), do_resize=True, max_pixels=max_pixels)
+    grid = image_processor.geometry().select_grid(*expected, image_processor.max_crops)
+    assert outputs["image_grids"].tolist() == [list(grid)]
+    array = as_array(picture(*size))
+    tiles = expected_tiles(array, image_processor, first_size=expected)
+    torch.testing.assert_close(outputs["pixel_values"], tiles, rtol=0, atol=1e-5)
+
+
+def test_number_of_threads(image_processor, picture):
+    """Workers of a data loader have one thread: they must make the pixels that all others make."""
+    images, before = [picture(91, 133), picture(64, 64, 1)], torch.get_num_threads()
+    outputs = {}
+    try:
+        for num_threads in (1, 2, 4):
+            torch.set_num_threads(num_threads)
+            outputs[num_threads] = process(image_processor, images, do_resize=True)
+    finally:
+        torch.set_num_threads(before)
+    assert_equal(outputs[1], outputs[2])
+    assert_equal(outputs[4], outputs[2])
+
+
+@pytest.mark.parametrize("layout", ["independent", "stitched"])
+@pytest.mark.parametrize("do_resize", [False, True])
+def test_batch_equals_one_by_one(image_processor, picture, layout, do_resize):
+    sizes = [(90, 130), (40, 40), (90, 130), (300, 60), (40, 40), (90, 130)]
+    images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    kwargs = {"layout": layout, "do_resize": do_resize}
+    batch = process(image_processor, images, **kwargs)
+    single = [process(image_processor, image, **kwargs) for image in images]
+    for name in batch:
+        assert torch.equal(batch[name], torch.cat([outputs[name] for outputs in single])), name
+
+
+def test_batch_of_mixed_kinds(image_processor, picture):
+    image = picture(90, 130)
+    array = as_array(image)
+    outputs = process(image_processor, [array, np.ascontiguousarray(array.transpose(2, 0, 1)), array])
+    single = process(image_processor, image)
+    assert torch.equal(outputs["pixel_values"], torch.cat([single["pixel_values"]] * 3))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"max_crops": 2},
+        {"do_resize": True},
+        {"do_resize": True, "min_pixels": 200 * 200},
+        {"do_resize": True, "max_pixels": 64 * 64},
+        {"antialias": True},
+        {"layout": "stitched"},
+        {"size": {"height": 64, "width": 64}},
+        {"overlap_margins": [0, 0]},
+        {"pooling_size": 3},
+        {"patch_size": 4},
+        {"resample": PIL.Image.Resampling.BICUBIC},
+        {"image_mean": [0.1, 0.2, 0.3]},
+        {"image_std": [0.1, 0.2, 0.3]},
+        {"do_normalize": False},
+        {"do_rescale": False},
+    ],
+    ids=str,
+)
+def test_arguments_of_a_call_are_the_settings_of_a_processor(image_processor, picture, kwargs):
+    image = picture(90, 131)
+    before = copy.deepcopy(image_processor.to_dict())
+    ordinary = process(image_processor, image)
+    outputs = process(image_processor, image, **kwargs)
+    assert image_processor.to_dict() == before
+    assert_equal(process(image_processor, image), ordinary)
+    changed = any(
+        outputs[name].shape != ordinary[name].shape or not torch.equal(outputs[name], ordinary[name])
+        for name in outputs
+    )
+    assert changed, "the argument does something"
+    settings = {**{name: before[name] for name in ("size", "patch_size", "overlap_margins")}, **kwargs}
+    assert_equal(process(JinaVLMImageProcessor(**settings), image), outputs)
+
+
+def test_default_settings():
+    image_processor = JinaVLMImageProcessor()
+    assert (image_processor.layout, image_processor.max_crops) == ("independent", 12)
+    assert dict(image_processor.size) == {"height": 378, "width": 378}
+    assert image_processor.geometry().pooled_grid == (13, 14)
+    assert image_processor.get_number_of_image_patches(910, 1176) == 13
+    assert image_processor.do_resize is False
+
+
+def test_published_settings(release):
+    image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint")
+    assert type(image_processor) is JinaVLMImageProcessor
+    assert (image_processor.layout, image_processor.max_crops) == ("stitched", 12)
+    assert dict(image_processor.size) == {"height": 378, "width": 378}
+    assert image_processor.geometry().pooled_grid == (14, 14)
+    assert image_processor.overlap_margins == [4, 4]
+    # x / 255 · 2 - 1; the mean and standard deviation of CLIP that stand in the file are not used.
+    assert (*image_processor.image_mean, *image_processor.image_std) == (0.5,) * 6
+    assert (image_processor.min_pixels, image_processor.max_pixels) == (3136, 1003520)
+    assert image_processor.do_resize is True
+    assert image_processor.antialias is False
+    assert image_processor.resample == PIL.Image.Resampling.BILINEAR
+    assert image_processor.resize_in_float32 is False
+
+
+def test_published_settings_honour_the_call(release, picture):
+    image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint", do_resize=False, max_crops=1)
+    assert (image_processor.do_resize, image_processor.max_crops) == (False, 1)
+    outputs = process(image_processor, picture(500, 900))
+    assert outputs["image_grids"].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("kind", ["small", "published"])
+def test_save_and_load(image_processor, release, picture, tmp_path, kind):
+    if kind == "published":
+        image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint")
+    image_processor.max_crops = 3
+    image_processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is JinaVLMImageProcessor
+    assert loaded.to_dict() == image_processor.to_dict()
+    assert_equal(process(loaded, picture(90, 300)), process(image_processor, picture(90, 300)))
+
+
+def test_black_and_white_are_exact(image_processor):
+    black = process(image_processor, PIL.Image.new("RGB", (130, 90)))["pixel_values"]
+    assert torch.equal(black, torch.full_like(black, -1))
+    white = process(image_processor, PIL.Image.new("RGB", (130, 90), "white"))["pixel_values"]
+    assert torch.equal(white, torch.ones_like(white))
+
+
+@pytest.mark.parametrize("do_resize", [False, True])
+def test_number_of_image_patches(image_processor, picture, do_resize):
+    rng = np.random.default_rng(0)
+    sizes = [*itertools.product((1, 15, 16, 17, 40), repeat=2), *rng.integers(1, 400, (25, 2)).tolist()]
+    for height, width in sizes:
+        outputs = process(image_processor, picture(height, width), do_resize=do_resize)
+        count = image_processor.get_number_of_image_patches(height, width, {"do_resize": do_resize})
+        assert count == len(outputs["pixel_values"]), (height, width)
+        grid = image_processor.get_image_grid(height, width, {"do_resize": do_resize})
+        assert outputs["image_grids"].tolist() == [list(grid)]
+
+
+def test_input_is_left_alone(image_processor, picture):
+    array = as_array(picture(56, 56))
+    before = array.copy()
+    floats = torch.rand(3, 56, 56)
+    floats_before = floats.clone()
+    process(image_processor, array)
+    process(image_processor, floats, do_rescale=False)
+    assert np.array_equal(array, before)
+    assert torch.equal(floats, floats_before)
+
+
+def test_works_without_torchvision(release, tmp_path):
+    """Neither the package nor a call imports torchvision, and Pillow's limits stay as they are."""
+    program = f"""
+import sys
+sys.modules["torchvision"] = None  # an import of it fails
+import PIL.Image, PIL.ImageFile
+PIL.Image.MAX_IMAGE_PIXELS = 12_345_678
+import numpy, jvlm
+from transformers import AutoImageProcessor, AutoProcessor
+AutoImageProcessor.from_pretrained({str(release / "checkpoint")!r})
+processor = AutoProcessor.from_pretrained({str(release / "checkpoint")!r})
+outputs = processor(images=PIL.Image.new("RGB", (400, 300)), text="<|image|> a", return_tensors="pt")
+assert outputs["pixel_values"].shape[1:] == (3, 378, 378), outputs["pixel_values"].shape
+assert PIL.Image.MAX_IMAGE_PIXELS == 12_345_678
+assert PIL.ImageFile.LOAD_TRUNCATED_IMAGES is False
+assert sys.modules["torchvision"] is None
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert result.stdout.strip().endswith("done"), result.stderr
