@@ -1,0 +1,328 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints on disk: where they are, whether they are complete, and output that is either complete or absent."""
+
+import argparse
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..configuration.published_checkpoint import is_published_config
+from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
+from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_SHARD_SIZE = "5GB"
+# What a checkpoint consists of; weights in other formats are not worth downloading.
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
+
+
+def local_folder(checkpoint: str | Path) -> Path:
+    """
+    The folder of a checkpoint; one on the Hub is downloaded to huggingface_hub's cache, or found there.
+
+    Raises:
+        OSError: if it is neither a folder nor a repository that can be had.
+    """
+    if Path(checkpoint).is_dir():
+        return Path(checkpoint)
+    try:
+        return Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_FILES))
+    except (OSError, HFValidationError) as error:
+        raise OSError(
+            f"{checkpoint} is neither a folder nor a repository on the Hub that can be downloaded: {error}"
+        ) from error
+
+
+def read_config_file(folder: Path) -> dict:
+    """The content of `config.json`."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a checkpoint is in the published layout."""
+    return is_published_config(read_config_file(folder).get("text_config"))
+
+
+def weight_files(folder: Path) -> dict[Path, list[str] | None]:
+    """The safetensors files of a checkpoint, with the names of the tensors that the index says are in each."""
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
+        files = {}
+        for name, filename in index["weight_map"].items():
+            files.setdefault(folder / filename, []).append(name)
+    else:
+        files = {folder / SAFE_WEIGHTS_NAME: None}
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{file.name} is missing in {folder}; weights are read from safetensors files only. Check that the "
+                "download is complete."
+            )
+    return files
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """
+    Names and shapes of a checkpoint's weights, from the headers of its files alone.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged or does not hold what the index says.
+    """
+    shapes = {}
+    for file, names in weight_files(folder).items():
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged or truncated ({error}); get it again.") from error
+        if names is not None and (absent := set(names) - set(found)):
+            raise ValueError(f"{file} lacks weights that the index places in it: {_listed(absent)}.")
+        shapes.update(found)
+    return shapes
+
+
+def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
+    """Tensors of a checkpoint by name, as views of the files."""
+    wanted, tensors = set(names), {}
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as opened:
+            tensors.update({name: opened.get_tensor(name) for name in wanted.intersection(opened.keys())})
+    return tensors
+
+
+def empty_model(config: JinaVLMConfig) -> JinaVLMForConditionalGeneration:
+    """A model of shapes without values."""
+    with torch.device("meta"):
+        return JinaVLMForConditionalGeneration(config)
+
+
+def to_published_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A model's weights under their published names, an own output head included."""
+    # Whatever it was loaded from: otherwise only the conversions of that loading would be reverted.
+    model._weight_conversions = None
+    return revert_weight_conversion(model, model.state_dict())
+
+
+def unused_published_shapes(config: JinaVLMConfig, used: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what the published layout has and no feature comes from: late blocks and the last norm."""
+    vision = config.vision_config
+    first_block = "model.vision_model.layers.0."
+    shapes = {
+        name.replace(first_block, f"model.vision_model.layers.{block}."): shape
+        for block in range(max(config.vision_feature_layer) + 1, vision.num_hidden_layers)
+        for name, shape in used.items()
+        if name.startswith(first_block)
+    }
+    norm = "model.vision_model.post_lnorm"
+    return {**shapes, f"{norm}.weight": (vision.hidden_size,), f"{norm}.bias": (vision.hidden_size,)}
+
+
+def published_bias_shapes(config: JinaVLMConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the language model's attention biases, which a published file may hold if they are zero."""
+    text = config.text_config
+    heads = {"q_b": text.num_attention_heads, "k_b": text.num_key_value_heads, "v_b": text.num_key_value_heads}
+    return {
+        f"model.language_model.layers.{block}.attn.{name}": (count * text.head_dim,)
+        for block in range(text.num_hidden_layers)
+        for name, count in heads.items()
+    }
+
+
+def check_weights(folder: Path, config: JinaVLMConfig) -> None:
+    """
+    Checks a checkpoint's weights against its configuration before any of them is loaded.
+
+    Raises:
+        ValueError: if weights are missing, surplus, of another shape, or biases that Qwen3 does not have are not
+            zero; the message names them.
+    """
+    found = read_shapes(folder)
+    model = empty_model(config)
+    published = is_published(folder)
+    weights = to_published_weights(model) if published else model.state_dict()
+    needed = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    optional, biases = {}, {}
+    if config.tie_word_embeddings:
+        optional["lm_head.weight"] = needed.pop("lm_head.weight")
+    if published:
+        biases = published_bias_shapes(config)
+        optional.update(unused_published_shapes(config, needed) | biases)
+
+    if missing := needed.keys() - found.keys():
+        raise ValueError(f"{folder} lacks weights: {_listed(missing)}. Check that the download is complete.")
+    allowed = needed | optional
+    if surplus := found.keys() - allowed.keys():
+        raise ValueError(f"{folder} holds weights that JinaVLM has no place for: {_listed(surplus)}.")
+    for name, shape in found.items():
+        if shape != allowed[name]:
+            raise ValueError(
+                f"{name} in {folder} has the shape {list(shape)}, but its config.json makes it {list(allowed[name])}."
+            )
+    for name, tensor in read_tensors(folder, list(biases)).items():
+        if tensor.any():
+            raise ValueError(
+                f"{name} in {folder} is not zero (up to {tensor.abs().max():.3g}), but Qwen3 has no such bias. "
+                "The checkpoint needs other model code."
+            )
+
+
+def load_config(folder: Path) -> JinaVLMConfig:
+    """The configuration of a JinaVLM checkpoint, without references to code beside it."""
+    model_type = read_config_file(folder).get("model_type")
+    if model_type != JinaVLMConfig.model_type:
+        raise ValueError(f"{folder} is a {model_type!r} checkpoint, not one of JinaVLM.")
+    config = JinaVLMConfig.from_pretrained(folder)
+    _forget_code(config)
+    return config
+
+
+def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalGeneration:
+    """Loads a checkpoint of any layout, checked, in its own number type or another; values stay in the files."""
+    config = load_config(folder)
+    check_weights(folder, config)
+    return JinaVLMForConditionalGeneration.from_pretrained(
+        folder, config=config, dtype=dtype or "auto", use_safetensors=True
+    )
+
+
+def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
+    """
+    Loads a checkpoint's processor, without references to code beside it.
+
+    Raises:
+        ValueError: if its tokenizer's special tokens have other ids than the configuration says.
+    """
+    processor = JinaVLMProcessor.from_pretrained(folder)
+    for part in (processor, processor.image_processor):
+        _forget_code(part)
+    processor.tokenizer.init_kwargs.pop("auto_map", None)
+    check_special_tokens(processor.tokenizer, config.text_config, folder)
+    names = ("image_start_token_id", "image_end_token_id", "image_token_id", "image_column_token_id")
+    for token, name in zip(IMAGE_TOKENS, names, strict=False):
+        token_id = processor.tokenizer.convert_tokens_to_ids(token)
+        if token_id != getattr(config, name):
+            raise ValueError(
+                f"{token} has the id {token_id} in the tokenizer of {folder}, but `config.{name}` is "
+                f"{getattr(config, name)}. Tokenizer and model must come from the same checkpoint."
+            )
+    if len(processor.tokenizer) > config.text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {folder} has {len(processor.tokenizer)} tokens, but the model has only "
+            f"{config.text_config.vocab_size} embeddings."
+        )
+    return processor
+
+
+def check_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, folder: Path) -> None:
+    """Raises `ValueError` if an id that a text configuration gives to a special token is none in the tokenizer."""
+    added = tokenizer.added_tokens_decoder
+    special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token_ids = getattr(config, name)
+        for token_id in token_ids if isinstance(token_ids, list) else [token_ids]:
+            if token_id is not None and token_id not in special:
+                raise ValueError(
+                    f"`{name}` is {token_id} in the config.json of {folder}, which is no special token but "
+                    f"{tokenizer.convert_ids_to_tokens(token_id)!r} in its tokenizer, where {tokenizer.eos_token} has "
+                    f"the id {tokenizer.eos_token_id}. Tokenizer and model must come from the same checkpoint."
+                )
+
+
+def generation_config(
+    config: JinaVLMConfig, tokenizer: PreTrainedTokenizerBase, folder: Path | None = None
+) -> GenerationConfig:
+    """
+    What `generate` needs to know: where to stop, and that image tokens are read, never written. Other settings are
+    those of `folder`, where it has a `generation_config.json`.
+    """
+    given = folder is not None and (folder / "generation_config.json").is_file()
+    generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
+    text = config.text_config
+    eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    stops = dict.fromkeys(token_id for token_id in (*eos, tokenizer.eos_token_id) if token_id is not None)
+    generation.eos_token_id = list(stops) if len(stops) > 1 else next(iter(stops), None)
+    bos = text.bos_token_id if text.bos_token_id is not None else tokenizer.bos_token_id
+    generation.bos_token_id = bos if bos is not None else tokenizer.eos_token_id
+    generation.pad_token_id = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
+    generation.suppress_tokens = list(range(config.image_start_token_id, text.vocab_size))
+    generation._from_model_config = False
+    return generation
+
+
+@contextmanager
+def new_folder(output: str | Path, num_bytes: int = 0) -> Iterator[Path]:
+    """
+    A folder to write to. It lies beside `output` and becomes it when the block ends; if the block raises, nothing
+    stays behind.
+
+    Args:
+        output (`str` or `Path`): must not exist.
+        num_bytes (`int`, *optional*): how much will be written at least.
+
+    Raises:
+        FileExistsError: if `output` exists.
+        OSError: if the disk is full, or too full for `num_bytes`.
+    """
+    output = Path(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; remove it or choose another output folder.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def disk_full() -> OSError:
+        free, needed = shutil.disk_usage(output.parent).free / 1e9, num_bytes / 1e9
+        return OSError(
+            errno.ENOSPC,
+            f"{output} needs {needed:.3f} GB, but only {free:.3f} GB are free; make room or choose another disk",
+        )
+
+    if shutil.disk_usage(output.parent).free < num_bytes:
+        raise disk_full()
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        folder = Path(temporary) / output.name
+        folder.mkdir()
+        try:
+            yield folder
+        except (OSError, SafetensorError) as error:
+            # safetensors tells only in words what went wrong.
+            if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
+                raise disk_full() from error
+            raise
+        folder.rename(output)
+
+
+def run(parser: argparse.ArgumentParser, function: Callable, argv: list[str] | None, status: int = 1):
+    """Calls a function with a program's arguments; what is wrong with them is said in one line, without traceback."""
+    args = parser.parse_args(argv)
+    try:
+        return function(**vars(args))
+    except (OSError, ValueError) as error:
+        parser.exit(status, f"{parser.prog}: error: {error}\n")
+
+
+def _forget_code(part) -> None:
+    # The classes are ours: a reference to code files beside the source would dangle in the copy.
+    if hasattr(part, "auto_map"):
+        del part.auto_map
+
+
+def _listed(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,139 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Exports a checkpoint to a folder that carries its own code, so that it loads with trust_remote_code=True where `jvlm`
+is not installed, and uploads it on request. The code files are generated from the installed package.
+
+    python -m jvlm.conversion_scripts.export_to_hub --checkpoint my-jina-vlm --output repository --push me/my-jina-vlm
+"""
+
+import argparse
+import importlib.util
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
+from ..processing.image_processing_jvlm import JinaVLMImageProcessor
+from ..processing.processing_jvlm import JinaVLMProcessor
+from .checkpoint_folder import (
+    MAX_SHARD_SIZE,
+    generation_config,
+    load_config,
+    load_model,
+    load_processor,
+    local_folder,
+    new_folder,
+    run,
+)
+from .model_card import write_model_card
+
+
+CLASSES = {
+    "AutoConfig": JinaVLMConfig,
+    "AutoModel": JinaVLMModel,
+    "AutoModelForCausalLM": JinaVLMForConditionalGeneration,
+    "AutoModelForImageTextToText": JinaVLMForConditionalGeneration,
+    "AutoModelForVision2Seq": JinaVLMForConditionalGeneration,
+    "AutoImageProcessor": JinaVLMImageProcessor,
+    "AutoProcessor": JinaVLMProcessor,
+}
+_RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+[\w.]+)(?= import )", flags=re.MULTILINE)
+
+
+def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None = None) -> Path:
+    """
+    Writes a self-contained repository folder and uploads it on request.
+
+    Args:
+        checkpoint (`str` or `Path`): folder or Hub id of a checkpoint of any layout.
+        output (`str` or `Path`): folder to create.
+        push (`str`, *optional*): repository on the Hub to upload to; it is created if need be.
+
+    Returns:
+        `Path`: `output`.
+
+    Raises:
+        ValueError: if the checkpoint is incomplete, damaged or contradicts itself.
+        FileExistsError: if `output` exists.
+    """
+    output, source = Path(output), local_folder(checkpoint)
+    processor = load_processor(source, load_config(source))
+    model = load_model(source)
+    model.config.auto_map = _auto_map(lambda name: name == "AutoConfig" or name.startswith("AutoModel"))
+    model.generation_config = generation_config(model.config, processor.tokenizer, source)
+    with new_folder(output, model.num_parameters() * model.dtype.itemsize) as folder:
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        processor.save_pretrained(folder)
+        _add_processor_auto_map(folder / "processor_config.json")
+        for name, code in code_files().items():
+            (folder / name).write_text(code, encoding="utf-8")
+        licence = "The licence of the code is Apache-2.0; the weights keep that of the checkpoint they come from."
+        write_model_card(folder, source, push or output.name, "A JinaVLM that carries its own code.", licence)
+    if push is not None:
+        api = HfApi()
+        repository = api.create_repo(push, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repository, folder_path=output, commit_message="Upload JinaVLM")
+    return output
+
+
+def code_files() -> dict[str, str]:
+    """
+    The package's code that the classes need, as files side by side.
+
+    Returns:
+        `dict[str, str]`: content by name. Relative imports lead to the neighbouring file.
+
+    Raises:
+        RuntimeError: if two modules would get the same name.
+    """
+    pending, sources = [cls.__module__ for cls in CLASSES.values()], {}
+    while pending:
+        name = pending.pop()
+        if name in sources:
+            continue
+        sources[name] = inspect.getsource(importlib.import_module(name))
+        package = name.rpartition(".")[0]
+        pending += [
+            importlib.util.resolve_name(match[2], package) for match in _RELATIVE_IMPORT.finditer(sources[name])
+        ]
+    files = {
+        f"{_last(name)}.py": _RELATIVE_IMPORT.sub(lambda match: f"{match[1]}.{_last(match[2])}", source)
+        for name, source in sorted(sources.items())
+    }
+    if len(files) != len(sources):
+        raise RuntimeError(f"Two of the modules {', '.join(sources)} have the same name.")
+    return files
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _auto_map(choose) -> dict[str, str]:
+    return {name: f"{_last(cls.__module__)}.{cls.__name__}" for name, cls in CLASSES.items() if choose(name)}
+
+
+def _add_processor_auto_map(path: Path) -> None:
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["auto_map"] = _auto_map(lambda name: name.endswith("Processor"))
+    settings["image_processor"]["auto_map"] = _auto_map(lambda name: name == "AutoImageProcessor")
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="export_to_hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id, of any layout")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--push", metavar="REPO_ID", help="repository on the Hub to upload the folder to")
+    print(f"Written: {run(parser, export_to_hub, argv)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

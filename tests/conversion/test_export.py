@@ -1,0 +1,213 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""export_to_hub: a folder that loads, computes and saves the same where `jvlm` cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from jvlm.conversion_scripts import export_to_hub as module
+from jvlm.conversion_scripts.convert_release import convert_release
+from jvlm.conversion_scripts.export_to_hub import code_files, export_to_hub, main
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+
+MESSAGES = [
+    {
+        "role": "user",
+        "content": [{"type": "image", "path": "picture.png"}, {"type": "text", "text": "What is in this picture?"}],
+    }
+]
+
+# Runs in the folder of the picture: exported checkpoint, place to save to, messages, place for the outputs.
+STRANGER = """
+import json, sys
+
+class NoPackage:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "jvlm":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, NoPackage())
+
+from safetensors.torch import save_file
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor,
+    pipeline,
+)
+
+checkpoint, saved, messages, outputs = sys.argv[1:]
+messages = json.loads(messages)
+remote = {"trust_remote_code": True}
+
+def run(folder):
+    model = AutoModelForImageTextToText.from_pretrained(folder, **remote).eval()
+    processor = AutoProcessor.from_pretrained(folder, **remote)
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return model, processor, {**inputs, "logits": model(**inputs).logits.detach(), "tokens": tokens}
+
+model, processor, tensors = run(checkpoint)
+assert AutoConfig.from_pretrained(checkpoint, **remote).layout == model.config.layout
+assert AutoImageProcessor.from_pretrained(checkpoint, **remote).to_dict() == processor.image_processor.to_dict()
+base = AutoModel.from_pretrained(checkpoint, **remote).eval()
+inputs = {name: tensors[name] for name in ("input_ids", "pixel_values", "image_token_positions")}
+tensors["hidden"] = base(**inputs).last_hidden_state.detach()
+assert type(AutoModelForCausalLM.from_pretrained(checkpoint, **remote)) is type(model)
+answer = pipeline("image-text-to-text", model=checkpoint, **remote)(
+    text=messages, max_new_tokens=6, do_sample=False, return_full_text=False
+)[0]["generated_text"]
+assert answer == processor.decode(tensors["tokens"][0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+model.save_pretrained(saved)
+processor.save_pretrained(saved)
+again = run(saved)[2]
+assert all(again[name].equal(tensors[name]) for name in again)
+assert not any(name.partition(".")[0] == "jvlm" for name in sys.modules)
+save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, outputs)
+"""
+
+
+@pytest.fixture(scope="module", params=["stitched", "independent"])
+def exported(request, converted, tmp_path_factory):
+    """An exported folder of either layout and the checkpoint that it is made from."""
+    output = tmp_path_factory.mktemp(request.param) / "repository"
+    if request.param == "stitched":
+        return export_to_hub(converted, output), converted
+    source = output.parent / "source"
+    model = AutoModelForImageTextToText.from_pretrained(
+        converted, layout="independent", pooled_grid=[13, 14], use_last_tile_embedding=True
+    )
+    model.save_pretrained(source)
+    processor = AutoProcessor.from_pretrained(converted)
+    processor.image_processor.layout = "independent"
+    processor.save_pretrained(source)
+    return export_to_hub(source, output), source
+
+
+def test_loads_computes_and_saves_without_the_package(exported, picture, tmp_path):
+    folder, source = exported
+    picture(300, 420).save(tmp_path / "picture.png")
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PYTHONPATH": "",
+    }
+    arguments = [str(folder), str(tmp_path / "saved"), json.dumps(MESSAGES), str(tmp_path / "outputs.safetensors")]
+    finished = subprocess.run(
+        [sys.executable, "-W", "ignore", "stranger.py", *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+    outputs = load_file(tmp_path / "outputs.safetensors")
+    model = AutoModelForImageTextToText.from_pretrained(source).eval()
+    processor = AutoProcessor.from_pretrained(source)
+    messages = json.loads(json.dumps(MESSAGES).replace("picture.png", str(tmp_path / "picture.png")))
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert {name: tensor.shape for name, tensor in inputs.items()}.items() <= {
+        name: tensor.shape for name, tensor in outputs.items()
+    }.items()
+    assert all(torch.equal(tensor, outputs[name]) for name, tensor in inputs.items())
+    with torch.inference_mode():
+        torch.testing.assert_close(outputs["logits"], model(**inputs).logits)
+        torch.testing.assert_close(outputs["hidden"], model.model(**inputs).last_hidden_state)
+    assert torch.equal(outputs["tokens"], model.generate(**inputs, max_new_tokens=6, do_sample=False))
+
+
+def test_auto_map_names_every_auto_class(exported):
+    folder, _ = exported
+    config = json.loads((folder / "config.json").read_text())["auto_map"]
+    processor = json.loads((folder / "processor_config.json").read_text())
+    assert config.keys() == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+        "AutoModelForImageTextToText",
+        "AutoModelForVision2Seq",
+    }
+    assert processor["auto_map"].keys() == {"AutoImageProcessor", "AutoProcessor"}
+    assert processor["image_processor"]["auto_map"].keys() == {"AutoImageProcessor"}
+    for reference in {*config.values(), *processor["auto_map"].values()}:
+        file, name = reference.split(".")
+        assert f"\nclass {name}(" in (folder / f"{file}.py").read_text()
+
+
+def test_code_is_the_package_s_but_for_the_paths_of_imports(exported):
+    folder, _ = exported
+    files = code_files()
+    assert {file.name for file in folder.glob("*.py")} == files.keys()
+    for name, code in files.items():
+        assert (folder / name).read_text() == code
+        assert "from .." not in code
+        assert "jvlm." not in "".join(line for line in code.splitlines() if "import " in line)
+        compile(code, name, "exec")
+    relative = {line.split()[1] for code in files.values() for line in code.splitlines() if line.startswith("from .")}
+    assert {f"{module.removeprefix('.')}.py" for module in relative} < files.keys()
+
+
+def test_folder_is_complete_and_loads_with_the_package(exported):
+    folder, source = exported
+    assert (folder / "chat_template.jinja").read_text() == (source / "chat_template.jinja").read_text()
+    assert (folder / "README.md").read_text().startswith("---\n")
+    a, b = load_file(folder / "model.safetensors"), load_file(source / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert type(AutoModelForImageTextToText.from_pretrained(folder)).__module__ == "jvlm.modeling.modeling_jvlm"
+    assert type(AutoProcessor.from_pretrained(folder)).__module__ == "jvlm.processing.processing_jvlm"
+
+
+def test_large_weights_have_an_index(converted, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_SHARD_SIZE", "300KB")
+    folder = export_to_hub(converted, tmp_path / "repository")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {file.name for file in folder.glob("*.safetensors")}
+
+
+def test_published_layout_is_converted_on_the_way(published, converted, tmp_path):
+    folder = export_to_hub(published, tmp_path / "repository")
+    assert load_file(folder / "model.safetensors").keys() == load_file(converted / "model.safetensors").keys()
+
+
+def test_exported_folder_can_be_exported_and_converted_again(exported, tmp_path):
+    folder, _ = exported
+    again = export_to_hub(folder, tmp_path / "again")
+    for file in folder.iterdir():
+        assert (again / file.name).read_bytes() == file.read_bytes()
+    if "stitched" in str(folder):
+        back = convert_release(folder, tmp_path / "published", reverse=True)
+        assert not list(back.glob("*.py"))
+
+
+def test_push(converted, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    class Hub:
+        def create_repo(self, repo_id, exist_ok):
+            calls.append(("create", repo_id, exist_ok))
+            return type("RepoUrl", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            files = {file.name for file in folder_path.iterdir()}
+            calls.append(("upload", repo_id, {"config.json", "modeling_jvlm.py", "model.safetensors"} <= files))
+
+    monkeypatch.setattr(module, "HfApi", Hub)
+    main(["--checkpoint", str(converted), "--output", str(tmp_path / "a")])
+    assert calls == []
+    main(["--checkpoint", str(converted), "--output", str(tmp_path / "b"), "--push", "small"])
+    assert calls == [("create", "small", True), ("upload", "me/small", True)]
+    assert str(tmp_path / "b") in capsys.readouterr().out
