@@ -44,12 +44,21 @@ class Stages:
         self.start = time.perf_counter()
 
 
-def build_processor() -> JinaVLMProcessor:
+def build_processor(config: JinaVLMConfig) -> JinaVLMProcessor:
     """The default image processor, and a word-level tokenizer that cuts `QUESTION` into as many tokens as Qwen3's."""
     pre_tokenizer = pre_tokenizers.Whitespace()
     words = [word for word, _ in pre_tokenizer.pre_tokenize_str(f"User: {QUESTION} Assistant:")]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}))
+    image_tokens = {
+        "<im_start>": config.image_start_token_id,
+        "<im_end>": config.image_end_token_id,
+        "<im_patch>": config.image_token_id,
+        "<im_col>": config.image_column_token_id,
+        "<|image|>": config.image_column_token_id + 1,
+    }
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary | image_tokens))
     tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.add_special_tokens(list(image_tokens))
     return JinaVLMProcessor(JinaVLMImageProcessor(), PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
@@ -69,8 +78,7 @@ def build_model(config: JinaVLMConfig):
 def run(config: JinaVLMConfig, new_tokens: int) -> torch.Tensor:
     """Runs and prints all stages; returns prompt and answer, token ids `[1, sequence]`."""
     stages = Stages()
-    processor = build_processor()
-    config.image_token_id = processor.image_token_id
+    processor = build_processor(config)
     model = build_model(config)
     stages.done("build")
     ramp = np.linspace(0, 255, WIDTH)[None, :, None] * np.linspace(0, 1, HEIGHT)[:, None, None]

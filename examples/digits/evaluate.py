@@ -43,7 +43,12 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
         `dict`: the arguments, `exact` and `digits` of everything, and under `questions` and `grids` the same for
         every question and every grid such as `"3x4"`. `exact` counts answers and `digits` digits, each as
         `{"right": int, "all": int, "rate": float}`.
+
+    Raises:
+        ValueError: if `num_pages` is not positive.
     """
+    if num_pages < 1:
+        raise ValueError(f"`num_pages` must be at least 1, got {num_pages}.")
     ask = pipeline("image-text-to-text", model=str(model), dtype="float32")
     pages = held_out_pages(num_pages, seed)
     # Pages of one grid have prompts of almost one length: side by side they need little padding.
