@@ -143,6 +143,13 @@ def test_evaluation_writes_its_numbers(digits_model, tmp_path, capsys):
     assert {row.count("|") for row in rows} == {4}
 
 
+@pytest.mark.parametrize("program", [demo, evaluate])
+def test_a_missing_model_is_refused(program, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        program.main(["--model", str(tmp_path / "nothing")])
+    assert "nothing is no folder; train a model" in capsys.readouterr().err
+
+
 def test_an_evaluation_of_nothing_is_refused(digits_model):
     with pytest.raises(ValueError, match="num_pages"):
         evaluate.evaluate(digits_model, num_pages=0)

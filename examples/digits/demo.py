@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.processing.drawing import draw_tiles
 
-from .evaluate import MODEL, conversation
+from .evaluate import MODEL, conversation, model_folder
 from .pages import MAX_DIGITS, QUESTIONS, READ, held_out_pages
 
 
@@ -107,7 +107,7 @@ def save(drawing: PIL.Image.Image, output: str | Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Asks the shipped model about handwritten pages.")
-    parser.add_argument("--model", default=MODEL, type=Path, help="folder with model and processor")
+    parser.add_argument("--model", default=str(MODEL), type=model_folder, help="folder with model and processor")
     parser.add_argument("--output", default="demo.png", type=Path, help="the picture to write")
     parser.add_argument("--image", help="path or URL of a picture to ask about, instead of held-out pages")
     parser.add_argument("--question", default=READ, help="what to ask about --image")

@@ -101,6 +101,13 @@ def digits_read(answer: str, right: str) -> tuple[int, int]:
     return sum(block.size for block in blocks), max(len(given), len(written))
 
 
+def model_folder(path: str) -> Path:
+    """The path of a command line's --model, which must be a folder."""
+    if not Path(path).is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is no folder; train a model with python -m examples.digits.train")
+    return Path(path)
+
+
 def markdown(results: dict) -> str:
     """The results of [`evaluate`] as Markdown: two tables, by question and by grid."""
 
@@ -126,7 +133,7 @@ def markdown(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Counts the right answers of the shipped model on held-out pages.")
-    parser.add_argument("--model", default=MODEL, type=Path, help="folder with model and processor")
+    parser.add_argument("--model", default=str(MODEL), type=model_folder, help="folder with model and processor")
     parser.add_argument("--num_pages", default=360, type=int)
     parser.add_argument("--batch_size", default=24, type=int, help="questions answered at once")
     parser.add_argument("--seed", default=1, type=int, help="seed of the pages")
