@@ -177,6 +177,14 @@ class JinaVLMConfig(PreTrainedConfig):
         """Patches along one side of a tile (27 in the figure)."""
         return self.vision_config.image_size // self.vision_config.patch_size
 
+    @property
+    def input_only_token_ids(self) -> list[int]:
+        """Tokens that are read and never written: the image tokens and what pads the vocabulary behind them."""
+        first = min(
+            self.image_token_id, self.image_start_token_id, self.image_end_token_id, self.image_column_token_id
+        )
+        return list(range(first, self.text_config.vocab_size))
+
     def validate_architecture(self):
         """Checks what no single field can: `@strict` calls it after `__post_init__`."""
         super().validate_architecture()

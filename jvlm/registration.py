@@ -13,6 +13,7 @@ from transformers import (
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.models import auto
 from transformers.models.auto import modeling_auto
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from .configuration.configuration_jvlm import JinaVLMConfig
 from .modeling.conversion_mapping import published_weights
@@ -35,12 +36,14 @@ def register() -> None:
     AutoImageProcessor.register(
         JinaVLMConfig, image_processor_classes={"pil": JinaVLMImageProcessor}, exist_ok=True
     )
+    # There is no video processor; without an entry the pipeline asks to run a published folder's code for one.
+    VIDEO_PROCESSOR_MAPPING.register(JinaVLMConfig, {}, exist_ok=True)
     AutoProcessor.register(JinaVLMConfig, JinaVLMProcessor, exist_ok=True)
     AutoModel.register(JinaVLMConfig, JinaVLMModel, exist_ok=True)
     AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     # The published model card loads the checkpoint with this class.
     AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
-    # The pipeline compares with these names, which `register` leaves out.
+    # Serving looks a model's task up by these names, which `register` leaves out.
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
     register_checkpoint_conversion_mapping("jvlm", published_weights(), overwrite=True)
     for module in (transformers, auto, modeling_auto):

@@ -176,6 +176,9 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         model, loading_info = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        if model.can_generate() and model.generation_config.suppress_tokens is None:
+            # The published generation config leaves it to its output head, which has no rows for image tokens.
+            model.generation_config.suppress_tokens = model.config.input_only_token_ids
         if output_loading_info:
             return model, loading_info
         if pretrained_model_name_or_path is not None:
@@ -383,6 +386,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         self.model = JinaVLMModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
+        self.generation_config.suppress_tokens = config.input_only_token_ids
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

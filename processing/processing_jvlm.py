@@ -114,6 +114,9 @@ class JinaVLMProcessor(ProcessorMixin):
                 )
             processor_dict = {"add_bos_token": True, **processor_dict}
             del processor_dict["always_start_with_space"]
+            for part in args:
+                # What is saved again holds no code that the published tokenizer config could name.
+                getattr(part, "init_kwargs", {}).pop("auto_map", None)
         return super().from_args_and_dict(args, processor_dict, **kwargs)
 
     @property
