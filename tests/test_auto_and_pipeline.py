@@ -1,0 +1,244 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The Auto classes and the image-text-to-text pipeline, on checkpoints in our layout and in the published one."""
+
+import base64
+import importlib
+import io
+import subprocess
+import sys
+from threading import Thread
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    TextIteratorStreamer,
+    pipeline,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+import jvlm
+from jvlm import (
+    JinaVLMConfig,
+    JinaVLMForConditionalGeneration,
+    JinaVLMImageProcessor,
+    JinaVLMModel,
+    JinaVLMProcessor,
+)
+
+
+KINDS = ["independent", "stitched", "published"]
+GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+
+
+@pytest.fixture(params=KINDS)
+def checkpoint(request, release, build_model, build_processor, tmp_path):
+    """A folder with a model and its processor."""
+    if request.param == "published":
+        return release / "checkpoint"
+    folder = tmp_path / "checkpoint"
+    build_model(request.param).save_pretrained(folder)
+    build_processor(request.param).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[str]:
+    """What the pipelines log as errors and warnings or ask on the terminal, from the start of the test on."""
+    messages = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": messages.append(prompt) or "n")
+    for level in ("warning", "error"):
+        for name in ("base", "image_text_to_text"):
+            logger = importlib.import_module(f"transformers.pipelines.{name}").logger
+            monkeypatch.setattr(logger, level, lambda message, *args, **kwargs: messages.append(str(message)))
+    return messages
+
+
+@pytest.fixture
+def pipe(messages, checkpoint):
+    return pipeline("image-text-to-text", model=str(checkpoint), device="cpu")
+
+
+def test_auto_classes(checkpoint):
+    assert type(AutoConfig.from_pretrained(checkpoint)) is JinaVLMConfig
+    assert type(AutoImageProcessor.from_pretrained(checkpoint)) is JinaVLMImageProcessor
+    assert type(AutoProcessor.from_pretrained(checkpoint)) is JinaVLMProcessor
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert tokenizer.convert_tokens_to_ids("<im_patch>") == AutoConfig.from_pretrained(checkpoint).image_token_id
+    for auto_class, model_class in (
+        (AutoModel, JinaVLMModel),
+        (AutoModelForImageTextToText, JinaVLMForConditionalGeneration),
+        (AutoModelForCausalLM, JinaVLMForConditionalGeneration),
+    ):
+        assert type(auto_class.from_pretrained(checkpoint)) is model_class
+    config = AutoConfig.for_model("jvlm")
+    assert type(config) is JinaVLMConfig
+
+
+def test_base_model_and_whole_model_have_the_same_weights(checkpoint):
+    base = AutoModel.from_pretrained(checkpoint).state_dict()
+    whole = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
+    assert {f"model.{name}" for name in base} | {"lm_head.weight"} == set(whole)
+    for name, weight in base.items():
+        assert torch.equal(weight, whole[f"model.{name}"]), name
+
+
+def test_auto_model_for_vision2seq(checkpoint, picture, user, tmp_path):
+    from transformers import AutoModelForVision2Seq
+
+    assert AutoModelForVision2Seq is jvlm.AutoModelForVision2Seq
+    model = AutoModelForVision2Seq.from_pretrained(checkpoint)
+    assert type(model) is JinaVLMForConditionalGeneration
+    assert type(AutoModelForVision2Seq.from_config(model.config)) is JinaVLMForConditionalGeneration
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    inputs = processor.apply_chat_template(
+        [user(picture(90, 130), "Who?")], tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = model.generate(**inputs, **GREEDY)
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForVision2Seq.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.generate(**inputs, **GREEDY), output)
+
+
+def test_registering_again_changes_nothing():
+    jvlm.registration.register()
+    assert MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] == "JinaVLMForConditionalGeneration"
+    assert AutoModelForImageTextToText._model_mapping[JinaVLMConfig] is JinaVLMForConditionalGeneration
+
+
+def test_import_needs_no_checkpoint_code(release):
+    """A published folder names remote code, which is neither asked for nor run, whatever `trust_remote_code` is."""
+    program = f"""
+import sys
+import jvlm
+from transformers import AutoModelForCausalLM, AutoProcessor
+for trust in (False, True):
+    model = AutoModelForCausalLM.from_pretrained({str(release / "checkpoint")!r}, trust_remote_code=trust)
+    processor = AutoProcessor.from_pretrained({str(release / "checkpoint")!r}, trust_remote_code=trust)
+    assert type(model) is jvlm.JinaVLMForConditionalGeneration
+    assert type(processor) is jvlm.JinaVLMProcessor
+assert not any(name.startswith("transformers_modules") for name in sys.modules)
+print("done")
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.strip().endswith("done"), result.stderr
+
+
+# Pipeline
+
+
+def answer(pipe, chat, **kwargs) -> str:
+    """What the model says to a chat when asked without the pipeline."""
+    kwargs = {**GREEDY, **kwargs}
+    inputs = pipe.processor.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    output = pipe.model.generate(**inputs, **kwargs)[0, inputs["input_ids"].shape[1] :]
+    return pipe.processor.decode(output, skip_special_tokens=True)
+
+
+def test_chats(pipe, messages, picture, user, assistant, tmp_path):
+    image = picture(90, 130)
+    image.save(tmp_path / "picture.png")
+    text = base64.b64encode((tmp_path / "picture.png").read_bytes()).decode()
+    expected = answer(pipe, [user(image, "Who is this?")])
+    for part in ({"image": image}, {"path": str(tmp_path / "picture.png")}, {"base64": text}):
+        chat = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "Who is this?"}]}]
+        output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
+        assert output[0]["generated_text"] == expected
+    # The whole chat with the answer.
+    output = pipe(text=[user(image, "Who is this?")], generate_kwargs=GREEDY)
+    assert output[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
+    # Several turns, and no picture at all.
+    for chat in (
+        [user(image, "Who is this?"), assistant("Ada."), user(picture(40, 40), "And here?")],
+        [user("Well?")],
+    ):
+        output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
+        assert output[0]["generated_text"] == answer(pipe, chat)
+    assert messages == []
+
+
+def test_images_and_text(pipe, messages, picture):
+    image = picture(90, 130)
+    inputs = pipe.processor(images=image, text="<|image|> Who is this?", return_tensors="pt")
+    output = pipe.model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
+    expected = pipe.processor.decode(output, skip_special_tokens=True)
+    output = pipe(images=image, text="<|image|> Who is this?", generate_kwargs=GREEDY, return_full_text=False)
+    assert output[0]["generated_text"] == expected
+    output = pipe(images=[image], text=" Who is this?", generate_kwargs=GREEDY, return_full_text=False)
+    assert output[0]["generated_text"] == expected
+    # All but the hint that there is a chat template.
+    assert [message for message in messages if "not formatted as a chat" not in message] == []
+
+
+def test_batches(pipe, messages, picture, user):
+    """Chats of different lengths, two at a time, answer as one by one."""
+    chats = [
+        [user(picture(90, 130), "Who is this?")],
+        [user(picture(40, 40), "And here?")],
+        [user(picture(60, 200), picture(50, 50), "Which of the two pictures is darker?")],
+        [user(picture(40, 40, 1), "Who?")],
+        # The pipeline does not mix chats with and without pictures in one batch.
+        [user("Well?")],
+        [user("Which of the two pictures is darker?")],
+    ]
+    outputs = pipe(text=chats, batch_size=2, generate_kwargs=GREEDY, return_full_text=False)
+    assert [output[0]["generated_text"] for output in outputs] == [answer(pipe, chat) for chat in chats]
+    assert messages == []
+
+
+def test_generate_kwargs(pipe, picture, user):
+    chat = [user(picture(90, 130), "Who is this?")]
+    output = pipe(text=chat, generate_kwargs={**GREEDY, "num_beams": 3}, return_full_text=False)
+    assert output[0]["generated_text"] == answer(pipe, chat, num_beams=3)
+    output = pipe(text=chat, max_new_tokens=3, do_sample=False, return_full_text=False)
+    expected = answer(pipe, chat, max_new_tokens=3, min_new_tokens=None)
+    assert output[0]["generated_text"] == expected
+
+
+def test_processor_kwargs(pipe, picture, user):
+    chat = [user(picture(90, 500), "Who is this?")]
+    tiles = []
+    pipe.model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: tiles.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+    )
+    pipe(text=chat, generate_kwargs=GREEDY, processor_kwargs={"max_crops": 1})
+    assert tiles == [2]
+
+
+def test_streamer(checkpoint, picture, user):
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    inputs = processor.apply_chat_template(
+        [user(picture(90, 130), "Who is this?")],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    output = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
+    for tokenizer in (processor, processor.tokenizer):
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        thread = Thread(target=model.generate, kwargs={**inputs, **GREEDY, "streamer": streamer})
+        thread.start()
+        pieces = list(streamer)
+        thread.join()
+        assert "".join(pieces) == processor.decode(output, skip_special_tokens=True)
+
+
+def test_bytes_in_memory(pipe, picture, user):
+    """A picture that has not been decoded yet answers as the decoded one."""
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    picture(90, 130).save(buffer, "PNG")
+    chat = [user(PIL.Image.open(buffer), "Who is this?")]
+    output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
+    assert output[0]["generated_text"] == answer(pipe, [user(picture(90, 130), "Who is this?")])
