@@ -5,14 +5,15 @@ Time and memory of composing and converting checkpoints at full size, from rando
     python -m benchmarks.conversion compose [--folder DIR]
     python -m benchmarks.conversion convert [--folder DIR]
 
-`compose` needs 12 GB of disk in DIR, `convert` 35 GB; all of it is removed in the end. Anonymous memory is what a process
-holds beyond the pages of files, which the system can drop at any time. Runs on Linux.
+`compose` needs 12 GB of disk in DIR, `convert` 35 GB; all of it is removed in the end. Anonymous memory is what a
+process holds beyond the pages of files, which the system can drop at any time. Runs on Linux.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -21,13 +22,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
-
-from jvlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
 from jvlm.configuration.configuration_jvlm import TEXT_DEFAULTS, VISION_DEFAULTS
-from jvlm.conversion_scripts.checkpoint_folder import empty_model, to_published_weights, unused_published_shapes
+from jvlm.conversion_scripts.checkpoint_folder import (
+    empty_model,
+    published_bias_shapes,
+    to_published_weights,
+    unused_published_shapes,
+)
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.published_files import (
@@ -35,9 +36,15 @@ from jvlm.conversion_scripts.published_files import (
     published_image_processor,
     published_processor,
 )
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+
+from jvlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "qwen3_tokenizer"
+ALLOWED_BEYOND_OUTPUT = 1.5e9
 # The size of Qwen3's vocabulary; the image tokens come behind it.
 VOCABULARY = 151936
 # siglip2-so400m-patch14-384: the text tower and the pooling head are larger than the part in use.
@@ -53,13 +60,20 @@ TEXT_TOWER = {
 }
 
 
+# Biases that the published layout has and Qwen3 has not.
+_ZERO = re.compile(r"language_model\..*\.[qkv]_b$")
+
+
 def write_random_weights(folder: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype, shard_size: str) -> int:
     """Writes random values in the shapes of the given tensors, shard by shard; returns how many files there are."""
     tensors = {name: tensor.to("meta", dtype) for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
     folder.mkdir(parents=True, exist_ok=True)
     for filename, names in logging.tqdm(split.filename_to_tensors.items(), desc=f"Making {folder.name}"):
-        shard = {name: torch.empty(tensors[name].shape, dtype=dtype).uniform_(-0.03, 0.03) for name in names}
+        shard = {name: torch.zeros(tensors[name].shape, dtype=dtype) for name in names}
+        for name, tensor in shard.items():
+            if not _ZERO.search(name):
+                tensor.uniform_(-0.03, 0.03)
         save_file(shard, folder / filename, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -92,7 +106,7 @@ def make_published(folder: Path) -> tuple[Path, int]:
     config = JinaVLMConfig(layout="stitched")
     weights = to_published_weights(empty_model(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name, shape in unused_published_shapes(config, shapes).items():
+    for name, shape in (unused_published_shapes(config, shapes) | published_bias_shapes(config)).items():
         weights[name] = torch.empty(shape, device="meta")
     checkpoint = folder / "published"
     assert write_random_weights(checkpoint, weights, torch.float32, "4GB") == 3
@@ -153,7 +167,10 @@ def measure(function: Callable, *args, **kwargs) -> tuple[float, int]:
 
 def report(title: str, source: int, output: int, seconds: float, peak: int, copy_speed: float | None = None) -> None:
     print(f"{title}: {source / 1e9:.2f} GB -> {output / 1e9:.2f} GB in {seconds:.1f} s", flush=True)
-    print(f"  peak anonymous memory {peak / 1e9:.2f} GB (output + {(peak - output) / 1e9:.2f} GB)", flush=True)
+    allowed = output + ALLOWED_BEYOND_OUTPUT
+    print(f"  peak anonymous memory {peak / 1e9:.2f} GB, {allowed / 1e9:.2f} GB allowed", flush=True)
+    if peak > allowed:
+        raise SystemExit("more memory than allowed")
     if copy_speed is not None:
         speed = (source + output) / seconds
         print(f"  {speed / 1e9:.2f} GB/s read and written, {speed / copy_speed:.0%} of plain file copying", flush=True)
@@ -179,7 +196,6 @@ def compose(folder: Path) -> None:
     output = folder / "composed"
     seconds, peak = measure(compose_from_pretrained, vision, decoder, output)
     report("compose_from_pretrained", size(vision) + size(decoder), size(output), seconds, peak)
-    assert peak <= size(output) + 1.5e9, "more memory than allowed"
     config, figure = JinaVLMConfig.from_pretrained(output).to_dict(), JinaVLMConfig().to_dict()
     volatile = {"architectures", "dtype", "transformers_version", "_name_or_path"}
 

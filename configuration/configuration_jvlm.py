@@ -1,10 +1,23 @@
-# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The jvlm authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """JinaVLM model configuration."""
 
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
+from transformers.utils import auto_docstring
 
 from .published_checkpoint import is_published_config, translate_config
 
@@ -52,56 +65,58 @@ def default_pooled_grid(layout: str, tile_size: int, patch_size: int, pooling_si
     return [patches // pooling_size if layout == "independent" else full, full]
 
 
-@strict
-class JinaVLMConfig(PreTrainedConfig):
-    r"""
+@auto_docstring(
+    custom_intro="""
     Configuration of [`JinaVLMModel`] and [`JinaVLMForConditionalGeneration`]. The defaults are the system of figure 1
     of *jina-vlm: Small Multilingual Vision Language Model* (arXiv 2512.04032). A `config.json` in the schema of the
     published checkpoint `jinaai/jina-vlm` is recognised and translated.
-
-    Args:
-        vision_config (`SiglipVisionConfig` or `dict`, *optional*):
-            The vision tower; SigLIP2 so400m/14 at 378 pixels when not given. The model builds its blocks only up to
-            the deepest one in `vision_feature_layer`.
-        text_config (`Qwen3Config` or `dict`, *optional*):
-            The language model; Qwen3-1.7B when not given.
-        layout (`"independent"` or `"stitched"`, *optional*, defaults to `"independent"`):
-            How the pooled cells of the tiles become image tokens: every tile keeps all of its own (the figure), or
-            the overlap of neighbouring tiles is dropped and the rest is put in reading order between marker tokens
-            (the published checkpoint). It sets the defaults of `pooled_grid` and `use_last_tile_embedding`; the
-            model itself never reads it.
-        vision_feature_layer (`list[int]`, *optional*):
-            Vision blocks whose outputs are concatenated for the connector, in this order, counted from 0; negative
-            ones from the last of `vision_config.num_hidden_layers`. `[24, 18]` when not given.
-        pooling_size (`int`, *optional*, defaults to 2):
-            Side of the neighbourhood that the connector pools to one image token, in patches.
-        pooled_grid (`list[int]`, *optional*):
-            Rows and columns of pooled cells in a tile. The patch grid is zero-padded or cropped at the bottom and the
-            right to `pooling_size` times this. When not given, `"independent"` leaves out an incomplete last row and
-            pads an incomplete last column (13 × 14 of 27 × 27 patches), `"stitched"` pads both (14 × 14).
-        connector_num_attention_heads (`int`, *optional*, defaults to 16):
-            Heads of the connector's attention pooling.
-        connector_head_dim (`int`, *optional*, defaults to 72):
-            Width of one of these heads.
-        connector_intermediate_size (`int`, *optional*, defaults to 6144):
-            Inner width of the connector's gated projector.
-        connector_hidden_act (`str`, *optional*, defaults to `"silu"`):
-            Activation of the projector's gate.
-        use_last_tile_embedding (`bool`, *optional*):
-            Whether a learned embedding is added to the features of each image's last tile, as the published
-            checkpoint does. When not given, true for the `"stitched"` layout only.
-        image_token_id (`int`, *optional*, defaults to 151938):
-            Id of `<im_patch>`, the token whose embeddings are replaced by image features.
-        image_start_token_id (`int`, *optional*, defaults to 151936):
-            Id of the marker `<im_start>`.
-        image_end_token_id (`int`, *optional*, defaults to 151937):
-            Id of the marker `<im_end>`.
-        image_column_token_id (`int`, *optional*, defaults to 151939):
-            Id of the marker `<im_col>`, which ends a row of image tokens.
-        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
-            Whether input and output embeddings are one table.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights of the output head; the connector's follow from its widths.
+    """
+)
+@strict
+class JinaVLMConfig(PreTrainedConfig):
+    r"""
+    vision_config (`SiglipVisionConfig` or `dict`, *optional*):
+        The vision tower; SigLIP2 so400m/14 at 378 pixels when not given. The model builds its blocks only up to
+        the deepest one in `vision_feature_layer`.
+    text_config (`Qwen3Config` or `dict`, *optional*):
+        The language model; Qwen3-1.7B when not given.
+    layout (`"independent"` or `"stitched"`, *optional*, defaults to `"independent"`):
+        How the pooled cells of the tiles become image tokens: every tile keeps all of its own (the figure), or
+        the overlap of neighbouring tiles is dropped and the rest is put in reading order between marker tokens
+        (the published checkpoint). It sets the defaults of `pooled_grid` and `use_last_tile_embedding`; the
+        model itself never reads it.
+    vision_feature_layer (`list[int]`, *optional*):
+        Vision blocks whose outputs are concatenated for the connector, in this order, counted from 0; negative
+        ones from the last of `vision_config.num_hidden_layers`. `[24, 18]` when not given.
+    pooling_size (`int`, *optional*, defaults to 2):
+        Side of the neighbourhood that the connector pools to one image token, in patches.
+    pooled_grid (`list[int]`, *optional*):
+        Rows and columns of pooled cells in a tile. The patch grid is zero-padded or cropped at the bottom and the
+        right to `pooling_size` times this. When not given, `"independent"` leaves out an incomplete last row and
+        pads an incomplete last column (13 × 14 of 27 × 27 patches), `"stitched"` pads both (14 × 14).
+    connector_num_attention_heads (`int`, *optional*, defaults to 16):
+        Heads of the connector's attention pooling.
+    connector_head_dim (`int`, *optional*, defaults to 72):
+        Width of one of these heads.
+    connector_intermediate_size (`int`, *optional*, defaults to 6144):
+        Inner width of the connector's gated projector.
+    connector_hidden_act (`str`, *optional*, defaults to `"silu"`):
+        Activation of the projector's gate.
+    use_last_tile_embedding (`bool`, *optional*):
+        Whether a learned embedding is added to the features of each image's last tile, as the published
+        checkpoint does. When not given, true for the `"stitched"` layout only.
+    image_token_id (`int`, *optional*, defaults to 151938):
+        Id of `<im_patch>`, the token whose embeddings are replaced by image features.
+    image_start_token_id (`int`, *optional*, defaults to 151936):
+        Id of the marker `<im_start>`.
+    image_end_token_id (`int`, *optional*, defaults to 151937):
+        Id of the marker `<im_end>`.
+    image_column_token_id (`int`, *optional*, defaults to 151939):
+        Id of the marker `<im_col>`, which ends a row of image tokens.
+    tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+        Whether input and output embeddings are one table.
+    initializer_range (`float`, *optional*, defaults to 0.02):
+        Standard deviation of the initial weights of the output head; the connector's follow from its widths.
 
     Raises:
         ValueError: if a field contradicts another or, in the published schema, has a value the model does not
@@ -132,6 +147,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if is_published_config(self.text_config):
+            kwargs.pop("auto_map", None)  # what is saved again holds none of the code that it names
             # The published schema is flat lists of settings below the sub-configs; its top level has few of its own.
             for name, value in translate_config(self.vision_config, self.text_config, kwargs).items():
                 setattr(self, name, value)

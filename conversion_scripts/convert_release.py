@@ -90,7 +90,12 @@ def convert_release(
 
 def _to_transformers(checkpoint: Path, output: Path, dtype: str | None) -> Path:
     processor = load_processor(checkpoint, load_config(checkpoint))
-    model = load_model(checkpoint, dtype)
+    model = load_model(checkpoint)
+    if dtype:
+        # Not while loading, where both types would be held; the large ones first, while there is room for two of them.
+        parameters = sorted(model.parameters(), key=torch.numel, reverse=True)
+        for parameter in logging.tqdm(parameters, desc=f"Converting to {dtype}"):
+            parameter.data = parameter.data.to(getattr(torch, dtype))
     model.generation_config = generation_config(model.config, processor.tokenizer, checkpoint)
     with new_folder(output, model.num_parameters() * model.dtype.itemsize) as folder:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)

@@ -3,6 +3,7 @@
 
 from .configuration.configuration_jvlm import JinaVLMConfig
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
+from .processing.drawing import draw_tiles
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
 from .processing.processing_jvlm import JinaVLMProcessor, add_image_tokens
 from .registration import AutoModelForVision2Seq, register
@@ -21,4 +22,5 @@ __all__ = [
     "JinaVLMPreTrainedModel",
     "JinaVLMProcessor",
     "add_image_tokens",
+    "draw_tiles",
 ]

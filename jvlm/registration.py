@@ -33,9 +33,7 @@ else:
 def register() -> None:
     """Registers the classes under `model_type = "jvlm"`. Doing it twice changes nothing."""
     AutoConfig.register("jvlm", JinaVLMConfig, exist_ok=True)
-    AutoImageProcessor.register(
-        JinaVLMConfig, image_processor_classes={"pil": JinaVLMImageProcessor}, exist_ok=True
-    )
+    AutoImageProcessor.register(JinaVLMConfig, image_processor_classes={"pil": JinaVLMImageProcessor}, exist_ok=True)
     # There is no video processor; without an entry the pipeline asks to run a published folder's code for one.
     VIDEO_PROCESSOR_MAPPING.register(JinaVLMConfig, {}, exist_ok=True)
     AutoProcessor.register(JinaVLMConfig, JinaVLMProcessor, exist_ok=True)

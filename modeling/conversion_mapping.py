@@ -36,7 +36,7 @@ class Reversible(ConversionOps):
             return model.get_parameter(full_layer_name.replace(target_patterns[0], target_patterns[index])).shape
 
         outputs = self.there(tensors, shape_of)
-        return {target: tensor.contiguous() for target, tensor in zip(target_patterns, outputs)}
+        return {target: tensor.contiguous() for target, tensor in zip(target_patterns, outputs, strict=False)}
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -57,6 +57,8 @@ def fuse_rows(tensors, shape_of):
 
 def drop_zero_biases(tensors, shape_of):
     # Qwen3 has no attention biases. A conversion may gather many tensors, so they ride along to be checked.
+    if 0 not in tensors:
+        raise ValueError("attn.out.weight of the language model is missing")
     for index, name in enumerate(("q_b", "k_b", "v_b"), start=1):
         if index in tensors and tensors[index].any():
             raise ValueError(f"attn.{name} of the language model is not zero, but Qwen3 has no such bias")
@@ -78,6 +80,8 @@ def convolution_to_patches(tensors, shape_of):
 
 
 def last_row(tensors, shape_of):
+    if len(tensors[0]) != 2:
+        raise ValueError(f"pad_embed has {len(tensors[0])} rows, 2 expected")
     # Of the two padding embeddings the first is never used.
     return [tensors[0][-1].clone()]
 

@@ -1,4 +1,16 @@
-# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The jvlm authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
 from collections.abc import Callable
@@ -8,7 +20,8 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel, initialization as init
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -27,6 +40,7 @@ from ..configuration.configuration_jvlm import JinaVLMConfig
 _FIRST_BLOCK = 1 if Version(transformers.__version__) >= Version("5.23.0.dev0") else 0
 
 
+@auto_docstring(custom_intro="Outputs of the JinaVLM model, with the image features it used.")
 @dataclass
 class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
     r"""
@@ -37,6 +51,7 @@ class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
     image_hidden_states: torch.Tensor | None = None
 
 
+@auto_docstring(custom_intro="Outputs of the JinaVLM model with its head, with the image features it used.")
 @dataclass
 class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
@@ -103,6 +118,7 @@ class JinaVLMConnector(nn.Module):
         self.pooling_size = config.pooling_size
         self.pooled_grid = config.pooled_grid
         self.last_tile_embedding = None
+        # CODEPATH: jinaai/jina-vlm has the embedding; models of the figure ("independent" layout) have none.
         if config.use_last_tile_embedding:
             feature_size = config.vision_config.hidden_size * len(config.vision_feature_layer)
             self.last_tile_embedding = nn.Parameter(torch.zeros(feature_size))
@@ -191,6 +207,26 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
                     )
         return model
 
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        try:
+            return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        except RuntimeError as error:
+            # Transformers logs a report; the error itself must name what does not fit.
+            problems = [
+                f"{name} ({message.splitlines()[-2]})" for name, message in loading_info.conversion_errors.items()
+            ]
+            problems += [
+                f"{name} has the shape {list(found)}, {list(expected)} expected"
+                for name, found, expected in loading_info.mismatched_keys
+            ]
+            if not problems:
+                raise
+            raise ValueError(
+                f"Weights of {load_config.pretrained_model_name_or_path} do not fit: {'; '.join(problems[:5])}. "
+                "Check that configuration and weights belong together."
+            ) from error
+
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         r"""
         Saves the model in its own layout, whatever layout it was loaded from; see
@@ -218,11 +254,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         self.vision_tower.post_layernorm = nn.Identity()
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        if unused := "|".join(map(str, range(num_blocks, config.vision_config.num_hidden_layers))):
-            self._keys_to_ignore_on_load_unexpected = [
-                *type(self)._keys_to_ignore_on_load_unexpected,
-                rf"vision_tower\.encoder\.layers\.({unused})\.",
-            ]
+        unused = range(num_blocks, config.vision_config.num_hidden_layers)
+        self._keys_to_ignore_on_load_unexpected = [
+            *type(self)._keys_to_ignore_on_load_unexpected,
+            *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
+        ]
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -233,7 +269,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     @can_return_tuple
     @auto_docstring(
-        custom_intro="Encodes tiles and returns, for every image token in sequence order, what stands in place of its embedding."
+        custom_intro="Encodes tiles. Returns, for every image token in sequence order, what stands in place of its "
+        "embedding."
     )
     def get_image_features(
         self,
@@ -251,6 +288,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             The `pooler_output` is a tuple with one `(num_image_tokens, hidden_size)` tensor per image;
             `last_hidden_state` holds the vision tower's concatenated features, `(tiles, patches, features)`.
         """
+        if image_token_positions is None:
+            raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
         rows, cols = self.config.pooled_grid
         if image_token_positions.shape[1] != rows * cols:
             raise ValueError(
@@ -286,7 +325,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         cell_indices[order] = is_kept.flatten().nonzero().squeeze(1)
 
         image_features = self.connector(features, is_first_tile.roll(-1), cell_indices)
-        image_token = torch.tensor(self.config.image_token_id, device=image_features.device)
+        image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=image_features.device)
         image_features = image_features + self.get_input_embeddings()(image_token).to(image_features)
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
@@ -302,7 +341,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         `input_ids` they are found by their embedding.
         """
         if input_ids is None:
-            image_token = torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=inputs_embeds.device)
             mask = (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
         else:
             mask = input_ids == self.config.image_token_id

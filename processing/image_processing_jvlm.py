@@ -1,4 +1,16 @@
-# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The jvlm authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Image processor of JinaVLM: pictures of any size to overlapping tiles and a thumbnail."""
 
 from typing import Any
@@ -22,6 +34,7 @@ from transformers.image_utils import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import auto_docstring
 
 from ..configuration.configuration_jvlm import default_pooled_grid
 from ..configuration.published_checkpoint import translate_image_processor
@@ -70,6 +83,7 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     resize_in_float32: bool
 
 
+@auto_docstring
 class JinaVLMImageProcessor(PilBackend):
     r"""
     Cuts pictures of any size into at most `max_crops` overlapping square tiles and a thumbnail of the whole.
@@ -200,9 +214,7 @@ class JinaVLMImageProcessor(PilBackend):
         height, width = self._first_size(height, width, images_kwargs)
         return self.geometry(images_kwargs).select_grid(height, width, setting("max_crops"))
 
-    def get_number_of_image_patches(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None = None
-    ) -> int:
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Tiles, the thumbnail included, of a picture of this size in pixels."""
         rows, cols = self.get_image_grid(height, width, images_kwargs)
         return 1 + rows * cols
@@ -315,9 +327,11 @@ def _native(array: np.ndarray) -> np.ndarray:
 
 
 def _undecodable(description: str, error: Exception) -> ValueError:
-    mend = "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it" if isinstance(
-        error, PIL.Image.DecompressionBombError
-    ) else "check that the file is complete and a picture"
+    mend = (
+        "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+        if isinstance(error, PIL.Image.DecompressionBombError)
+        else "check that the file is complete and a picture"
+    )
     return ValueError(f"{description} cannot be decoded ({error}); {mend}.")
 
 

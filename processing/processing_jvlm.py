@@ -1,10 +1,23 @@
-# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+# Copyright 2026 The jvlm authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Processor of JinaVLM: pictures and prompts to model inputs."""
 
 import numpy as np
 from transformers.image_utils import ImageInput, is_valid_image, make_nested_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import auto_docstring
 
 
 IMAGE_PLACEHOLDER = "<|image|>"
@@ -70,31 +83,32 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | N
     return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
 
 
-class JinaVLMProcessor(ProcessorMixin):
-    r"""
+@auto_docstring(
+    custom_intro="""
     Wraps a [`JinaVLMImageProcessor`] and any tokenizer of Transformers into one processor.
 
     Every `<|image|>` of a prompt is replaced by the tokens of its picture, one contiguous span. A prompt without
     `<|image|>` whose pictures are given gets them at its very start. Image tokens that the tokenizer lacks are added
-    to it, see [`add_image_tokens`].
-
-    Args:
-        image_processor ([`JinaVLMImageProcessor`]): cuts pictures into tiles.
-        tokenizer (`PreTrainedTokenizerBase`): the language model's tokenizer.
-        chat_template (`str`, *optional*): Jinja template; the one of the image processor's layout when not given.
-        add_bos_token (`bool`, *optional*, defaults to `False`): whether every sequence starts with the tokenizer's
-            BOS token, its EOS token where it has none. The published checkpoint was trained so.
-
+    to it, see [`add_image_tokens`]. Without a `chat_template` the one of the image processor's layout is used.
+    """
+)
+class JinaVLMProcessor(ProcessorMixin):
+    r"""
     Raises:
         ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself, or truncation
             would cut a picture's tokens; the message names the prompt and the mend.
     """
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, add_bos_token=False):
+        r"""
+        add_bos_token (`bool`, *optional*, defaults to `False`):
+            Whether every sequence starts with the tokenizer's BOS token, its EOS token where it has none. The
+            published checkpoint was trained so.
+        """
         add_image_tokens(tokenizer)
         self.add_bos_token = add_bos_token
         self.image_token = IMAGE_PLACEHOLDER
-        markers = dict(zip(IMAGE_TOKENS, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS)))
+        markers = dict(zip(IMAGE_TOKENS, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS), strict=True))
         del markers[IMAGE_PLACEHOLDER]
         self.image_token_id = markers["<im_patch>"]
         self.image_token_ids = list(markers.values())
@@ -140,15 +154,16 @@ class JinaVLMProcessor(ProcessorMixin):
             return images, text, *others
         if len(nested) != len(text):
             raise ValueError(
-                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt a list, empty if need be."
+                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt one, empty if need be."
             )
         text = [
             sample if self.image_token in sample else self.image_token * len(sample_images) + sample
-            for sample, sample_images in zip(text, nested)
+            for sample, sample_images in zip(text, nested, strict=True)
         ]
-        for index, (sample, sample_images) in enumerate(zip(text, nested)):
-            if sample.count(self.image_token) != len(sample_images):
-                raise ValueError(_count_mismatch(f"Prompt {index} has", sample.count(self.image_token), len(sample_images)))
+        for index, (sample, sample_images) in enumerate(zip(text, nested, strict=True)):
+            num_placeholders, num_images = sample.count(self.image_token), len(sample_images)
+            if num_placeholders != num_images:
+                raise ValueError(_count_mismatch(f"Prompt {index} has", num_placeholders, num_images))
         return nested, text, *others
 
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
@@ -212,7 +227,7 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs, modalities: list[str]):
         """Raises if truncation cut a picture's tokens."""
-        for index, (sample, input_ids) in enumerate(zip(text, text_inputs["input_ids"])):
+        for index, (sample, input_ids) in enumerate(zip(text, text_inputs["input_ids"], strict=False)):
             expected = sum(sample.count(token) for token in IMAGE_TOKENS if token != self.image_token)
             found = int(np.isin(np.asarray(input_ids), self.image_token_ids).sum())
             if found != expected:

@@ -5,8 +5,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from jvlm.processing import drawing
-from jvlm.processing.drawing import draw_tiles
 from PIL import ImageFont
+
+from jvlm import draw_tiles
 
 
 def locate(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:

@@ -10,8 +10,9 @@ import argparse
 from pathlib import Path
 
 import PIL.Image
-from jvlm.processing.drawing import draw_tiles
 from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from jvlm import draw_tiles
 
 from .evaluate import MODEL, conversation, model_folder
 from .pages import MAX_DIGITS, QUESTIONS, READ, held_out_pages

@@ -81,7 +81,7 @@ def draw_page(
     slack = height - num_lines * line_height
     tops = np.arange(num_lines) * line_height + np.sort(rng.integers(0, max(1, slack + 1), num_lines))
     digits = []
-    for top, count in zip(tops, counts):
+    for top, count in zip(tops, counts, strict=True):
         cell = size + 2
         lefts = np.arange(count) * cell + np.sort(rng.integers(0, max(1, width - count * cell + 1), count))
         for left in lefts:
@@ -135,7 +135,10 @@ class DigitTiles(Dataset):
         inside = slice(border, border + TILE_SIZE)
         pixels = (paper[inside, inside] / 127.5 - 1).astype(np.float32)
         centres = slice(border + PATCH_SIZE // 2, border + TILE_SIZE, PATCH_SIZE)
-        return {"pixel_values": np.broadcast_to(pixels, (3, *pixels.shape)), "labels": labels[centres, centres].ravel()}
+        return {
+            "pixel_values": np.broadcast_to(pixels, (3, *pixels.shape)),
+            "labels": labels[centres, centres].ravel(),
+        }
 
 
 class DigitPages(Dataset):

@@ -71,7 +71,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_processor() -> JinaVLMProcessor:
     """Tiles of 56 pixels, 7×7 patches of 8 pixels, neighbours overlapping by two patches."""
-    image_processor = JinaVLMImageProcessor(size={"height": TILE_SIZE, "width": TILE_SIZE}, patch_size=PATCH_SIZE, overlap_margins=[1, 1])
+    image_processor = JinaVLMImageProcessor(
+        size={"height": TILE_SIZE, "width": TILE_SIZE}, patch_size=PATCH_SIZE, overlap_margins=[1, 1]
+    )
     return JinaVLMProcessor(image_processor, build_tokenizer())
 
 

@@ -1,0 +1,514 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""What goes wrong must say so: every error names what is wrong and what would mend it."""
+
+import base64
+import io
+import json
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import PIL.Image
+import PIL.ImageFile
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+
+
+@pytest.fixture(autouse=True)
+def pillow_settings():
+    """Pillow's settings stay as the user has them, whatever goes wrong."""
+
+    def settings():
+        return PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+
+    before = settings()
+    yield
+    assert settings() == before
+
+
+@pytest.fixture
+def processor(build_processor):
+    return build_processor()
+
+
+def assert_message(error, *words: str):
+    for word in words:
+        assert word in str(error.value), f"{word!r} is not in {error.value}"
+
+
+# Prompts and pictures
+
+
+@pytest.mark.parametrize(
+    ("prompts", "counts", "words"),
+    [
+        ("<|image|> and <|image|>", 1, ["2 <|image|>", "1 image"]),
+        ("<|image|>", 2, ["1 <|image|>", "2 images"]),
+        (["<|image|>", "text"], 2, ["1 <|image|>", "2 images"]),
+        (["<|image|>", "<|image|>"], 1, ["2 <|image|>", "1 image"]),
+        (["text", "text"], 1, ["0 <|image|>", "1 image"]),
+        (["<|image|>", "<|image|>"], [2, 0], ["Prompt 0", "1 <|image|>", "2 images"]),
+        (["<|image|>", "<|image|>"], [1, 0], ["Prompt 1", "1 <|image|>", "0 images"]),
+        (["<|image|>", "<|image|><|image|>"], [1, 1], ["Prompt 1", "2 <|image|>", "1 image"]),
+        (["<|image|>"], [1, 1], ["2 lists of images", "1 prompts"]),
+        (["<|image|>", "<|image|>", "text"], [1, 1], ["2 lists of images", "3 prompts"]),
+        ("<|image|>", None, ["1 <|image|>", "0 images"]),
+        (["text", "<|image|>"], None, ["1 <|image|>", "0 images"]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("layout", ["independent", "stitched"])
+def test_placeholders_without_images(build_processor, picture, layout, prompts, counts, words):
+    if isinstance(counts, list):
+        images = [[picture(40, 40)] * count for count in counts]
+    else:
+        images = None if counts is None else [picture(40, 40)] * counts
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        build_processor(layout)(text=prompts, images=images)
+    assert_message(error, *words)
+
+
+def test_chat_without_its_images(processor):
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]
+    with pytest.raises(ValueError, match=r"1 <\|image\|> but 0 images"):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+
+
+@pytest.mark.parametrize("token", ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"])
+def test_image_tokens_in_a_prompt(processor, picture, token):
+    for kwargs in ({}, {"images": [[], [picture(40, 40)]]}):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+            processor(text=["fine", f"<|image|> a {token} b" if kwargs else f"a {token} b"], **kwargs)
+        assert_message(error, "Prompt 1", repr(token), "'<|image|>'")
+
+
+def test_prompts_that_are_no_texts(processor):
+    with pytest.raises(ValueError, match="`text` must be a string or a list of strings"):
+        processor(text=[["Who", "is"], ["this"]])
+
+
+def test_nothing_at_all(processor):
+    with pytest.raises(ValueError, match="at least one input"):
+        processor()
+
+
+@pytest.mark.parametrize("layout", ["independent", "stitched"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_truncation_of_an_image(build_processor, picture, layout, side):
+    processor = build_processor(layout)
+    processor.tokenizer.truncation_side = side
+    prompts = ["text alone", "before <|image|> behind"]
+    kwargs = {"text": prompts, "images": [[], [picture(90, 130)]]}
+    whole = processor(**kwargs)["input_ids"][1]
+    is_image = np.isin(whole, processor.image_token_ids)
+    first, last = is_image.argmax(), len(whole) - 1 - is_image[::-1].argmax()
+    fits = last + 1 if side == "right" else len(whole) - first
+    inputs = processor(**kwargs, truncation=True, max_length=int(fits))
+    assert np.isin(inputs["input_ids"][1], processor.image_token_ids).sum() == is_image.sum()
+    for max_length in (fits - 1, fits - 10, 3):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+            processor(**kwargs, truncation=True, max_length=int(max_length))
+        assert_message(error, "prompt 1", f"of their {is_image.sum()} tokens", "`max_length`", "`max_crops`")
+    # All of a picture is as much of a loss as a part.
+    with pytest.raises(ValueError, match="Truncation would cut the images of prompt 0: 0 of"):
+        processor(
+            text="before, a text longer than that <|image|>"
+            if side == "right"
+            else "<|image|> a text longer than that",
+            images=picture(40, 40),
+            truncation=True,
+            max_length=3,
+        )
+
+
+# Processor and model
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("independent", "stitched"), ("stitched", "independent")])
+def test_layouts_disagree(build_processor, build_model, picture, ours, theirs):
+    inputs = build_processor(theirs)(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    model = build_model(ours)
+    for call in (model, model.model, model.generate):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+            call(**inputs)
+        assert_message(error, "layout", f'"{ours}"', "`config.pooled_grid`", "Load both from the same checkpoint")
+
+
+def test_image_tokens_and_features_disagree(build_processor, build_model, picture):
+    model, processor = build_model(), build_processor()
+    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    inputs["input_ids"] = inputs["input_ids"][:, :-1]
+    inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
+    with pytest.raises(ValueError, match=r"tokens: 83, features: 84.*`image_token_id`.*model's"):
+        model(**inputs)
+
+
+def test_tiles_and_positions_disagree(build_processor, build_model, picture):
+    model, processor = build_model(), build_processor()
+    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    inputs["image_token_positions"] = inputs["image_token_positions"][:-1]
+    with pytest.raises(ValueError, match=r"`pixel_values` has 7 tiles, but `image_token_positions` has 6"):
+        model(**inputs)
+
+
+def test_pixels_without_positions(build_processor, build_model, picture):
+    model, processor = build_model(), build_processor()
+    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    del inputs["image_token_positions"]
+    with pytest.raises(ValueError, match="`image_token_positions`"):
+        model(**inputs)
+
+
+# Pictures
+
+
+def assert_undecodable(image_processor, given, *words: str):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        image_processor(given)
+    assert_message(error, "cannot be decoded", *words)
+
+
+def png(height: int, width: int) -> bytes:
+    """A PNG that says it has this size and contains next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def test_decompression_bomb(processor, tmp_path):
+    """An error where Pillow raises one, a warning where it warns: the limit is the user's."""
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png(40_000, 40_000))
+    assert_undecodable(processor.image_processor, str(path), "bomb.png", "PIL.Image.MAX_IMAGE_PIXELS")
+    text = base64.b64encode(path.read_bytes()).decode()
+    with pytest.raises(ValueError, match=r"decompression bomb|decoded"):
+        processor.image_processor(text)
+    messages = [{"role": "user", "content": [{"type": "image", "path": str(path)}]}]
+    with pytest.raises(ValueError, match=r"bomb\.png.*PIL\.Image\.MAX_IMAGE_PIXELS"):
+        processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+
+
+def test_decompression_bomb_warning(processor, picture, tmp_path, monkeypatch):
+    path = tmp_path / "large.png"
+    picture(40, 60).save(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2000)
+        with pytest.warns(PIL.Image.DecompressionBombWarning):
+            processor.image_processor(str(path))
+        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+        assert_undecodable(processor.image_processor, str(path), "large.png", "PIL.Image.MAX_IMAGE_PIXELS")
+        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", None)
+        processor.image_processor(str(path))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
+def test_truncated_image(processor, picture, tmp_path, kind):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(buffer, kind)
+    data = buffer.getvalue()
+    path = tmp_path / f"half.{kind.lower()}"
+    path.write_bytes(data[: len(data) // 2])
+    assert_undecodable(processor.image_processor, str(path), path.name, "check that the file is complete")
+    # Opened by the caller, where Pillow reads the header alone.
+    if kind != "WEBP":
+        opened = PIL.Image.open(path)
+        assert_undecodable(processor.image_processor, opened, "130×90", "check that the file is complete")
+        assert_undecodable(processor.image_processor, [[picture(40, 40), PIL.Image.open(path)]], "130×90")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "header"])
+def test_files_that_are_no_pictures(processor, tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content)
+    assert_undecodable(processor.image_processor, str(path), "broken.png", "check that the file is complete")
+    text = "data:image/png;base64," + base64.b64encode(content).decode()
+    with pytest.raises(ValueError, match=r"base64|decoded"):
+        processor.image_processor(text)
+
+
+def test_files_that_are_not_there(processor, tmp_path):
+    with pytest.raises(ValueError, match=r"absent\.png"):
+        processor.image_processor(str(tmp_path / "absent.png"))
+
+
+def test_errors_quote_no_whole_pictures(processor, picture):
+    """A base64 string that cannot be decoded is not repeated from end to end."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()[:20_000]).decode()
+    assert len(text) > 20_000
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - its length is checked below
+        processor.image_processor(text)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("shape", [(0, 50, 3), (50, 0, 3), (3, 0, 0), (3, 50, 0), (0, 0)], ids=str)
+def test_empty_arrays(processor, shape):
+    for array in (np.zeros(shape, np.uint8), torch.zeros(shape)):
+        for images in (array, [array], [[array]]):
+            with pytest.raises(ValueError, match=r"empty|shape"):
+                processor.image_processor(images)
+    with pytest.raises(ValueError, match=r"empty|0"):
+        processor.image_processor(PIL.Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("shape", [(60, 50, 2), (2, 60, 50), (60, 50, 5), (7, 60, 50), (60, 50, 12)], ids=str)
+def test_numbers_of_channels(processor, shape):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        processor.image_processor(np.zeros(shape, np.uint8))
+    assert_message(error, "1, 3 or 4 channels", str(shape))
+
+
+def test_channels_without_conversion(processor):
+    with pytest.raises(ValueError, match=r"3 channels.*\(60, 50, 4\).*`do_convert_rgb=True`"):
+        processor.image_processor(np.zeros((60, 50, 4), np.uint8), do_convert_rgb=False)
+    with pytest.raises(ValueError, match=r"3 channels.*`do_convert_rgb=True`"):
+        processor.image_processor(PIL.Image.new("L", (60, 50)), do_convert_rgb=False)
+
+
+@pytest.mark.parametrize("array", [np.array([["a"]]), np.zeros((9, 9, 3), complex), np.zeros((9, 9, 3), object)])
+def test_arrays_that_hold_no_numbers(processor, array):
+    with pytest.raises((ValueError, TypeError)):
+        processor.image_processor(array)
+
+
+@pytest.mark.parametrize("thing", [5, {"a": 1}, object()], ids=str)
+def test_things_that_are_no_pictures(processor, thing):
+    with pytest.raises((ValueError, TypeError), match=r"entries|image|type"):
+        processor.image_processor(thing)
+
+
+@pytest.mark.parametrize("do_resize", [False, True])
+def test_side_ratio(processor, do_resize):
+    image_processor = processor.image_processor
+    image_processor(PIL.Image.new("RGB", (400, 2)), do_resize=do_resize)
+    for size in ((402, 2), (2, 402)):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+            image_processor(PIL.Image.new("RGB", size), do_resize=do_resize)
+        assert_message(error, f"{size[0]}×{size[1]}", "201", "`max_aspect_ratio` (200)", "crop or pad")
+    with pytest.raises(ValueError, match="`max_aspect_ratio`"):
+        processor._get_num_multimodal_tokens(image_sizes=[[2, 402]])
+    image_processor(PIL.Image.new("RGB", (402, 2)), max_aspect_ratio=300)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"size": {"height": 56, "width": 64}}, ["`size`", "56", "64"]),
+        ({"size": {"height": 60, "width": 60}}, ["`size` (60)", "`patch_size` (8)"]),
+        ({"patch_size": 9}, ["`size` (56)", "`patch_size` (9)"]),
+        ({"layout": "mosaic"}, ["`layout`", "'mosaic'"]),
+        ({"overlap_margins": [4, 4]}, ["`overlap_margins`", "[4, 4]"]),
+        ({"overlap_margins": [1]}, ["`overlap_margins`", "[1]"]),
+        ({"pooling_size": -1}, ["`pooling_size`", "-1"]),
+        ({"max_crops": 0}, ["`max_crops`", "0"]),
+        ({"resample": PIL.Image.Resampling.LANCZOS}, ["`resample`", "BILINEAR"]),
+        ({"layout": "stitched", "pooled_grid": [3, 4]}, ["`pooled_grid`", "[3, 4]"]),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_fit(processor, picture, kwargs, words):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        processor.image_processor(picture(40, 40), **kwargs)
+    assert_message(error, *words)
+
+
+# Files in the published layout
+
+
+@pytest.fixture
+def published(release, tmp_path):
+    """A copy of the small checkpoint in the published layout, to be spoiled."""
+    return shutil.copytree(release / "checkpoint", tmp_path / "published")
+
+
+def change_json(path, **settings):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("cropping_method", "resize"),
+        ("normalization_method", "imagenet"),
+        ("interpolation", "lanczos"),
+        ("preserve_aspect_ratio", True),
+        ("use_column_tokens", False),
+        ("padding_mask", True),
+        ("random_interpolation", True),
+        ("base_input_size", [378, 392]),
+        ("pooling_w", 3),
+        ("token_length_h", 13),
+        ("token_length_w", 15),
+    ],
+)
+def test_unknown_values_in_a_published_preprocessor_config(published, field, value):
+    change_json(published / "preprocessor_config.json", **{field: value})
+    for auto_class in (AutoImageProcessor, AutoProcessor):
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+            auto_class.from_pretrained(published)
+        assert_message(error, "preprocessor_config", field, str(value))
+
+
+def test_unknown_value_in_a_published_processor_config(published):
+    change_json(published / "processor_config.json", always_start_with_space=False)
+    with pytest.raises(ValueError, match=r"`processor_config.always_start_with_space`.*False"):
+        AutoProcessor.from_pretrained(published)
+
+
+def test_unknown_value_in_a_published_config(published):
+    settings = json.loads((published / "config.json").read_text())
+    settings["vision_config"]["use_cls_token"] = True
+    (published / "config.json").write_text(json.dumps(settings))
+    for auto_class in (AutoConfig, AutoModelForImageTextToText, AutoModelForCausalLM, AutoModel):
+        with pytest.raises(ValueError, match=r"`vision_config.use_cls_token` is True"):
+            auto_class.from_pretrained(published)
+
+
+# Published weights, and one of ours that each becomes.
+PUBLISHED_WEIGHTS = {
+    "vision_model.layers.3.attn.q_b": "vision_tower.encoder.layers.3.self_attn.q_proj.bias",
+    "vision_model.layers.3.attn.qkv_w.weight": "vision_tower.encoder.layers.3.self_attn.q_proj.weight",
+    "vision_model.pos_embed": "vision_tower.embeddings.position_embedding.weight",
+    "vision_model.patch_embed.proj.weight": "vision_tower.embeddings.patch_embedding.weight",
+    "vision_model.vl_connector.pad_embed": "connector.last_tile_embedding",
+    "vision_model.vl_connector.pooling.kv_w.weight": "connector.pooling.k_proj.weight",
+    "vision_model.vl_connector.projector.up.weight": "connector.projector.up_proj.weight",
+    "vision_model.vl_connector.projector.down.weight": "connector.projector.down_proj.weight",
+    "language_model.layers.1.attn.qkv_w.weight": "language_model.layers.1.self_attn.q_proj.weight",
+    "language_model.layers.1.attn.out.weight": "language_model.layers.1.self_attn.o_proj.weight",
+    "language_model.layers.2.ffn.up.weight": "language_model.layers.2.mlp.up_proj.weight",
+    "language_model.embedding.embedding": "language_model.embed_tokens.weight",
+    "language_model.embedding.new_embedding": "language_model.embed_tokens.weight",
+    "language_model.ln_f.weight": "language_model.norm.weight",
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_WEIGHTS)
+@pytest.mark.parametrize("auto_class", [AutoModelForImageTextToText, AutoModel])
+def test_missing_published_weights(published, auto_class, name):
+    change_weights(published, lambda weights: weights.pop(f"model.{name}"))
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        auto_class.from_pretrained(published)
+    assert_message(error, str(published), PUBLISHED_WEIGHTS[name])
+
+
+def test_missing_head(published):
+    change_weights(published, lambda weights: weights.pop("lm_head.weight"))
+    with pytest.raises(ValueError, match=r"lacks weights: lm_head\.weight"):
+        AutoModelForImageTextToText.from_pretrained(published)
+    AutoModel.from_pretrained(published)  # has no head
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("model.vision_model.cls_token", "vision_model.cls_token"),
+        ("model.vision_model.layers.3.attn.lscale", "vision_tower.encoder.layers.3.attn.lscale"),
+        ("model.vision_model.layers.11.attn.q_b", "vision_tower.encoder.layers.11.self_attn.q_proj.bias"),
+        ("model.language_model.layers.3.attn_lnorm.weight", "language_model.layers.3.input_layernorm.weight"),
+        ("model.vision_model.vl_connector.bias", "connector.bias"),
+        ("model.something.weight", "something.weight"),
+    ],
+)
+def test_surplus_published_weights(published, name, ours):
+    change_weights(published, lambda weights: weights.update({name: torch.zeros(32)}))
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        AutoModelForImageTextToText.from_pretrained(published)
+    assert_message(error, str(published), "holds unknown weights", ours)
+
+
+VECTORS = ("vision_model.layers.3.attn.q_b", "language_model.ln_f.weight")
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [(name, axis) for name in PUBLISHED_WEIGHTS for axis in range(1 if name in VECTORS else 2)],
+)
+def test_misshapen_published_weights(published, name, axis):
+    def change(weights):
+        weight = weights[f"model.{name}"]
+        # Halves of fused rows stay halves.
+        size = weight.shape[axis] - (2 if weight.shape[axis] > 2 else 1)
+        weights[f"model.{name}"] = weight.narrow(axis, 0, size).clone()
+
+    change_weights(published, change)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        AutoModelForImageTextToText.from_pretrained(published)
+    assert_message(error, str(published), PUBLISHED_WEIGHTS[name].removesuffix("q_proj.weight"))
+
+
+@pytest.mark.parametrize("part", ["q_b", "k_b", "v_b"])
+def test_biases_that_are_not_zero(published, part):
+    def change(weights):
+        for layer in range(3):
+            bias = torch.zeros(64 if part == "q_b" else 32)
+            bias[5] = 0.25 * (layer == 1)
+            weights[f"model.language_model.layers.{layer}.attn.{part}"] = bias
+
+    change_weights(published, change)
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
+        AutoModelForImageTextToText.from_pretrained(published)
+    assert_message(error, str(published), "language_model.layers.1.", part, "not zero")
+    assert "layers.2." not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen"])
+def test_weights_in_our_layout(build_model, tmp_path, damage):
+    build_model("stitched").save_pretrained(tmp_path)
+    name = "model.connector.pooling.q_proj.weight"
+
+    def change(weights):
+        if damage == "missing":
+            del weights[name]
+        elif damage == "surplus":
+            weights["model.connector.pooling.q_norm.weight"] = torch.zeros(3)
+        else:
+            weights[name] = weights[name][:, :-1].clone()
+
+    change_weights(tmp_path, change)
+    words = {
+        "missing": r"lacks weights: model\.connector\.pooling\.q_proj\.weight",
+        "surplus": r"holds unknown weights: model\.connector\.pooling\.q_norm\.weight",
+        "misshapen": r"model\.connector\.pooling\.q_proj\.weight.*\[16, 31\].*\[16, 32\]",
+    }[damage]
+    with pytest.raises(ValueError, match=words):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+    if damage != "misshapen":
+        # For those who know what they do.
+        _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+        assert bool(info["missing_keys"]) == (damage == "missing")
+        assert bool(info["unexpected_keys"]) == (damage == "surplus")
+
+
+def test_folder_without_weights(build_model, tmp_path):
+    build_model().config.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+
+
+def test_truncated_weight_file(published):
+    path = published / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(Exception, match=r"(?i)invalid|incomplete|header|safetensors"):
+        AutoModelForImageTextToText.from_pretrained(published)
