@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before the first import of huggingface_hub
+# Both before the libraries are imported. The models are so small that threads would mostly wait for one another.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import PIL.Image
