@@ -141,17 +141,31 @@ class Collator:
         self.processor = processor
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        conversations = []
+        for row in rows:
+            pictures = iter(row["images"])
+            conversations.append(
+                [
+                    {**message, "content": [self.fill(part, pictures) for part in message["content"]]}
+                    for message in row["messages"]
+                ]
+            )
         batch = self.processor.apply_chat_template(
-            [row["messages"] for row in rows],
+            conversations,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
             return_tensors="pt",
-            processor_kwargs={"images": [row["images"] for row in rows], "padding": True},
+            processor_kwargs={"padding": True},
         )
         assistant = torch.as_tensor(batch.pop("assistant_masks")).bool()
         batch["labels"] = batch["input_ids"].masked_fill(~assistant, -100)
         return dict(batch)
+
+    @staticmethod
+    def fill(part: dict, pictures) -> dict:
+        """A part of a message with its picture, if it is the place of one."""
+        return {**part, "image": next(pictures)} if part["type"] == "image" else part
 
 
 def train_vision_tower(args: TrainingArguments, steps: int) -> str:
@@ -192,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{model.num_parameters():,} parameters")
     folder = page_args.vision_tower or train_vision_tower(args, page_args.vision_steps)
     trained = SiglipVisionModel.from_pretrained(folder).state_dict()
-    model.model.vision_tower.load_state_dict(trained, strict=False)  # without the final norm, which is not used
+    missing = model.model.vision_tower.load_state_dict(trained, strict=False).missing_keys
+    if missing:  # the final norm, which the trained tower has too many, is not used
+        raise ValueError(f"{folder} lacks weights of the vision tower: {', '.join(missing)}.")
     batch_size = args.per_device_train_batch_size
     pages = DigitPages(args.max_steps * batch_size, batch_size, page_args.growth, seed=args.seed)
     trainer = Trainer(
