@@ -178,7 +178,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
             # Features keep their size through the connector at any width, so that they are heard from the first step.
             for layer in module.children():
                 if isinstance(layer, nn.Linear):
-                    init.lecun_normal_(layer.weight)
+                    init.normal_(layer.weight, std=layer.in_features**-0.5)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
