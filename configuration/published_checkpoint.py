@@ -108,6 +108,18 @@ _VISION_VALUES = {
         "projector_type": ("mlp",),
     },
 }
+# Settings that both image processors have under the same name.
+SHARED_IMAGE_PROCESSOR_SETTINGS = (
+    "antialias",
+    "do_convert_rgb",
+    "do_resize",
+    "max_crops",
+    "max_pixels",
+    "min_pixels",
+    "overlap_margins",
+    "patch_size",
+    "resize_in_float32",
+)
 _IMAGE_PROCESSOR_VALUES = {
     "cropping_method": ("overlap-and-resize",),
     "interpolation": ("bilinear", "bicubic"),
@@ -283,20 +295,6 @@ def translate_image_processor(settings: dict[str, Any]) -> dict[str, Any]:
         "image_std": [1 / (high - low)] * 3,
         "resample": {"bilinear": 2, "bicubic": 3}[settings["interpolation"]],
         "pooling_size": pooling,
-        **{
-            name: settings[name]
-            for name in (
-                "antialias",
-                "do_convert_rgb",
-                "do_resize",
-                "max_crops",
-                "max_pixels",
-                "min_pixels",
-                "overlap_margins",
-                "patch_size",
-                "resize_in_float32",
-            )
-            if name in settings
-        },
+        **{name: settings[name] for name in SHARED_IMAGE_PROCESSOR_SETTINGS if name in settings},
         **{name: settings[name] for name in ("image_processor_type", "processor_class") if name in settings},
     }

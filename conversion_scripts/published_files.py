@@ -12,6 +12,7 @@ from ..configuration.published_checkpoint import (
     _TEXT_VALUES,
     _VISION_VALUES,
     NUM_ADDITIONAL_TOKENS,
+    SHARED_IMAGE_PROCESSOR_SETTINGS,
     translate_image_processor,
 )
 from ..processing.image_processing_jvlm import JinaVLMImageProcessor
@@ -179,20 +180,7 @@ def published_image_processor(image_processor: JinaVLMImageProcessor, config: Ji
         "token_length_h": cells,
         "token_length_w": cells,
         "tokens_per_image": cells * cells,
-        **{
-            name: getattr(image_processor, name)
-            for name in (
-                "antialias",
-                "do_convert_rgb",
-                "do_resize",
-                "max_crops",
-                "max_pixels",
-                "min_pixels",
-                "overlap_margins",
-                "patch_size",
-                "resize_in_float32",
-            )
-        },
+        **{name: getattr(image_processor, name) for name in SHARED_IMAGE_PROCESSOR_SETTINGS},
     }
     back = JinaVLMImageProcessor(**translate_image_processor(published))
     _refuse_differences(image_processor.to_dict(), back.to_dict(), "image_processor")

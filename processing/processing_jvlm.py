@@ -168,9 +168,8 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
         """Checks that there is a picture for every placeholder and no image token in any prompt."""
-        super_images = images if text is None else None
         if text is None:
-            super().validate_inputs(images=super_images, text=text, **kwargs)
+            super().validate_inputs(images=images, text=text, **kwargs)
             return
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError("`text` must be a string or a list of strings.")
