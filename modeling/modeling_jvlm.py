@@ -81,10 +81,10 @@ class JinaVLMAttentionPooling(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         # hidden_states: [cells, patches of a cell, features]
-        head_shape = (hidden_states.shape[0], -1, self.q_proj.out_features // self.head_dim, self.head_dim)
-        query = self.q_proj(hidden_states.mean(dim=1)).view(head_shape).transpose(1, 2)  # [cells, heads, 1, head_dim]
-        key = self.k_proj(hidden_states).view(head_shape).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(head_shape).transpose(1, 2)
+        heads = (-1, self.head_dim)
+        query = self.q_proj(hidden_states.mean(dim=1)).unflatten(-1, heads).unsqueeze(2)  # [cells, heads, 1, head_dim]
+        key = self.k_proj(hidden_states).unflatten(-1, heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).unflatten(-1, heads).transpose(1, 2)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -209,6 +209,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
+        if isinstance(model, JinaVLMModel):
+            # A whole model's output head. Were it among the keys to ignore, vLLM would not load it into its own head.
+            loading_info.unexpected_keys = {
+                name for name in loading_info.unexpected_keys if not name.startswith("lm_head.")
+            }
         try:
             return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         except RuntimeError as error:
@@ -242,8 +247,8 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     """
 )
 class JinaVLMModel(JinaVLMPreTrainedModel):
-    # Blocks of the published checkpoint that no feature comes from, and the output head of a whole model.
-    _keys_to_ignore_on_load_unexpected = [r"vision_tower\.post_layernorm\.", r"vision_tower\.head\.", r"^lm_head\."]
+    # Parts of the published checkpoint that no feature comes from.
+    _keys_to_ignore_on_load_unexpected = [r"vision_tower\.post_layernorm\.", r"vision_tower\.head\."]
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
