@@ -125,7 +125,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jvlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None

@@ -23,18 +23,31 @@ CORNERS = {
 }
 LARGEST = "Which digit is the largest number?"
 QUESTIONS = [READ, COUNT, *CORNERS, LARGEST]
+DESCRIBE = "Describe this page."
 
 
 @dataclass
 class Page:
-    """A page: its picture and the digits on it in reading order, line by line."""
+    """A page: its picture, if any, and the digits on it, line by line, in reading order."""
 
-    image: PIL.Image.Image
-    digits: list[int]
-    grid: tuple[int, int]
+    lines: list[list[int]]
+    image: PIL.Image.Image | None = None
+    grid: tuple[int, int] | None = None
+
+    @property
+    def digits(self) -> list[int]:
+        return [digit for line in self.lines for digit in line]
+
+    @property
+    def caption(self) -> str:
+        """What `DESCRIBE` asks for, such as "3 digits, line 1: 4 2, line 2: 7"."""
+        lines = [f"line {number}: {' '.join(map(str, line))}" for number, line in enumerate(self.lines, start=1)]
+        return ", ".join([f"{len(self.digits)} digits", *lines])
 
     def answer(self, question: str) -> str:
-        """The right answer to one of `QUESTIONS`."""
+        """The right answer to one of `QUESTIONS`, or to `DESCRIBE`."""
+        if question == DESCRIBE:
+            return self.caption
         if question == READ:
             return " ".join(map(str, self.digits))
         if question == COUNT:
@@ -80,10 +93,11 @@ def draw_page(
         counts[rng.choice(np.flatnonzero(counts < per_line))] += 1
     slack = height - num_lines * line_height
     tops = np.arange(num_lines) * line_height + np.sort(rng.integers(0, max(1, slack + 1), num_lines))
-    digits = []
+    lines = []
     for top, count in zip(tops, counts, strict=True):
         cell = size + 2
         lefts = np.arange(count) * cell + np.sort(rng.integers(0, max(1, width - count * cell + 1), count))
+        lines.append([])
         for left in lefts:
             index = int(rng.integers(len(images)))
             side = int(size * rng.uniform(0.85, 1.0))
@@ -93,9 +107,9 @@ def draw_page(
             x = min(int(left + rng.integers(0, cell - side + 1)), width - side)
             region = paper[y : y + side, x : x + side]
             np.minimum(region, 255 - ink[: region.shape[0], : region.shape[1]], out=region)
-            digits.append(int(labels[index]))
+            lines[-1].append(int(labels[index]))
     image = PIL.Image.fromarray(paper.round().astype(np.uint8)).convert("RGB")
-    return Page(image, digits, grid)
+    return Page(lines, image, grid)
 
 
 def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> PIL.Image.Image:
@@ -125,7 +139,7 @@ class DigitTiles(Dataset):
         border = OVERLAP // 2
         paper = np.full((TILE_SIZE + 2 * border,) * 2, 255.0)
         labels = np.full(paper.shape, PAPER)
-        for _ in range(rng.integers(1, 7)):
+        for _ in range(rng.integers(1, 25)):  # places tried; those that are taken stay as they are
             side, sample = int(rng.integers(10, OVERLAP + 1)), int(rng.integers(len(images)))
             y, x = rng.integers(0, len(paper) - side + 1, 2)
             place = slice(y, y + side), slice(x, x + side)
@@ -144,35 +158,60 @@ class DigitTiles(Dataset):
 class DigitPages(Dataset):
     """
     Training pages as rows `{"messages": [...], "images": [picture]}`, drawn when they are asked for: row i is always
-    the same. Each page comes with several questions, in random order.
+    the same. Rows of one batch have the same grid, so that little is padded.
 
-    The pages grow: over the first `growth` share of the rows from one digit on one tile to `MAX_DIGITS` on twelve.
-    Rows of one batch have the same grid, so that little is padded.
+    Args:
+        num_rows (`int`): pages.
+        questions (`list[str]`): what is asked about a page, in random order.
+        batch_size (`int`): rows of a batch.
+        text_only_share (`float`, *optional*, defaults to 0.0): share of rows without a picture, whose page is told in
+            words.
+        growth (`float`, *optional*, defaults to 0.0): share of the rows over which pages grow from one digit on one
+            tile to `MAX_DIGITS` on twelve.
+        seed (`int`, *optional*, defaults to 0): of everything.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, growth: float = 0.5, seed: int = 0):
+    def __init__(
+        self,
+        num_rows: int,
+        questions: list[str],
+        batch_size: int,
+        text_only_share: float = 0.0,
+        growth: float = 0.0,
+        seed: int = 0,
+    ):
         self.samples = load_samples("train")
-        self.num_rows, self.batch_size, self.growth, self.seed = num_rows, batch_size, growth, seed
+        self.num_rows, self.questions, self.batch_size = num_rows, questions, batch_size
+        self.text_only_share, self.growth, self.seed = text_only_share, growth, seed
 
     def __len__(self) -> int:
         return self.num_rows
 
     def __getitem__(self, index: int) -> dict:
-        progress = min(1.0, index / max(1, self.num_rows * self.growth))
+        progress = min(1.0, index / (self.num_rows * self.growth)) if self.growth else 1.0
         rng = np.random.default_rng([self.seed, index])
         batch_rng = np.random.default_rng([self.seed, 2**32 + index // self.batch_size])
         allowed = [grid for grid in GRIDS if grid[0] * grid[1] <= 1 + 11 * progress]
         grid = allowed[batch_rng.integers(len(allowed))]
         num_digits = int(rng.integers(1, 2 + int((MAX_DIGITS - 1) * progress)))
-        page = draw_page(self.samples, rng, grid, num_digits, augment=True)
+        if rng.random() < self.text_only_share:
+            page = tell_page(rng, num_digits)
+            beginning = [{"type": "text", "text": " / ".join(" ".join(map(str, line)) for line in page.lines)}]
+        else:
+            page = draw_page(self.samples, rng, grid, num_digits, augment=True)
+            beginning = [{"type": "image"}]
         messages = []
-        for turn, question in enumerate(rng.permutation(QUESTIONS)[:3]):
-            content = [{"type": "text", "text": str(question)}]
-            if turn == 0:
-                content.insert(0, {"type": "image"})
+        for turn, question in enumerate(rng.permutation(self.questions)):
+            content = [*beginning[turn:], {"type": "text", "text": str(question)}]
             answer = [{"type": "text", "text": page.answer(question)}]
             messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
-        return {"messages": messages, "images": [page.image]}
+        return {"messages": messages, "images": [] if page.image is None else [page.image]}
+
+
+def tell_page(rng: np.random.Generator, num_digits: int) -> Page:
+    """A page without a picture: `num_digits` random digits on random lines."""
+    breaks = np.flatnonzero(rng.random(num_digits - 1) < 0.4) + 1
+    return Page([line.tolist() for line in np.split(rng.integers(0, 10, num_digits), breaks)])
 
 
 def held_out_pages(num_pages: int = 360, seed: int = 1) -> list[Page]:

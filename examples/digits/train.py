@@ -1,111 +1,89 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Trains the small JinaVLM that ships in `examples/digits/model`, from scratch, with `transformers.Trainer`:
+Trains the small JinaVLM that ships in `examples/digits/model`, as a large one is made:
 
-    python -m examples.digits.train --output_dir OUT --max_steps 9000 --vision_steps 6000
+    python -m examples.digits.train --output_dir OUT
 
-As with a real one, the vision tower is trained first, to see digits on tiles; then all of it learns to read pages.
+1. `vision_tower`: an encoder learns to see digits; 2. `decoder`: a new Qwen3 and its tokenizer; 3. `composed`: a JinaVLM
+of both, by `jvlm.conversion_scripts.compose_from_pretrained`; 4. `language`: the decoder learns the questions on pages
+that are told in words; 5. `captions`: the paper's first stage, pages and their descriptions; 6. `questions`: its second
+stage. The last three are runs of `examples.finetune`. Each step has a folder in OUT; what is complete is not done again
+and what was broken off goes on from its last complete checkpoint. OUT/model is the result, in bfloat16, with the
+Trainer's logs and a picture of the losses.
 """
 
-import dataclasses
+import json
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import nn
 from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
     HfArgumentParser,
     PreTrainedTokenizerFast,
     Qwen3Config,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-    Trainer,
-    TrainingArguments,
+    Qwen3ForCausalLM,
     set_seed,
 )
 
-from jvlm import (
-    JinaVLMConfig,
-    JinaVLMForConditionalGeneration,
-    JinaVLMImageProcessor,
-    JinaVLMProcessor,
-    add_image_tokens,
-)
+from examples.finetune import draw_losses, finetune
+from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
+from jvlm.training import JinaVLMTrainingArguments
 
-from .pages import PAPER, PATCH_SIZE, QUESTIONS, TILE_SIZE, DigitPages, DigitTiles
+from .pages import DESCRIBE, MAX_DIGITS, QUESTIONS, DigitPages
+from .vision_tower import train_vision_tower
 
 
 END_OF_TEXT = "<|endoftext|>"
+LOG = "log.json"
 
 
 @dataclass
-class PageArguments:
-    growth: float = field(default=0.5, metadata={"help": "Share of the training in which pages grow to full size."})
-    vision_steps: int = field(default=6000, metadata={"help": "Steps of the vision tower's own training before that."})
-    vision_tower: str | None = field(default=None, metadata={"help": "Folder of a tower trained already."})
+class DigitsArguments:
+    output_dir: Path = field(metadata={"help": "Folder to work in; the model will be in its folder `model`."})
+    vision_steps: int = field(default=9000, metadata={"help": "Steps of the vision tower."})
+    language_steps: int = field(default=1000, metadata={"help": "Steps of the decoder on pages told in words."})
+    caption_steps: int = field(default=2000, metadata={"help": "Steps of the first stage, captions."})
+    question_steps: int = field(default=4000, metadata={"help": "Steps of the second stage, questions."})
+    batch_size: int = field(default=32, metadata={"help": "Pages per step."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Of connector and decoder; the tower's is a third."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
+    num_workers: int = field(default=1, metadata={"help": "Processes that draw pages."})
+    seed: int = field(default=0, metadata={"help": "Of everything."})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the questions and answers, with the special tokens of Qwen3 and of the images."""
+    """Byte-level BPE over the questions and answers, with the special tokens of Qwen3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    prompts = [f" User: {question} Assistant:" for question in QUESTIONS]
+    prompts = [f" User: {question} Assistant:" for question in [*QUESTIONS, DESCRIBE]]
+    captions = [f" {MAX_DIGITS} digits, line {line}:" for line in range(1, MAX_DIGITS + 1)]
     # A digit must stay one token: no merges across spaces, and every " 7" often enough to be merged.
-    corpus = prompts * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 50
+    corpus = prompts * 20 + captions * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 200
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=370,
         show_progress=False,
         special_tokens=[END_OF_TEXT, "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, padding_side="left"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+        model_max_length=1024,
     )
-    tokenizer.model_max_length = 1024
-    add_image_tokens(tokenizer)
-    return tokenizer
 
 
-def build_processor() -> JinaVLMProcessor:
-    """Tiles of 56 pixels, 7×7 patches of 8 pixels, neighbours overlapping by two patches."""
-    image_processor = JinaVLMImageProcessor(
-        size={"height": TILE_SIZE, "width": TILE_SIZE}, patch_size=PATCH_SIZE, overlap_margins=[1, 1]
-    )
-    return JinaVLMProcessor(image_processor, build_tokenizer())
-
-
-VISION_CONFIG = SiglipVisionConfig(
-    hidden_size=96,
-    intermediate_size=288,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    image_size=TILE_SIZE,
-    patch_size=PATCH_SIZE,
-    vision_use_head=False,
-)
-
-
-class PatchReader(nn.Module):
-    """A SigLIP vision tower with a linear layer that tells the digit at every patch."""
-
-    def __init__(self):
-        super().__init__()
-        self.vision_tower = SiglipVisionModel(VISION_CONFIG)
-        self.classifier = nn.Linear(VISION_CONFIG.hidden_size, PAPER + 1)
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.classifier(self.vision_tower(pixel_values).last_hidden_state)  # [tiles, patches, classes]
-        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
-
-
-def build_model(processor: JinaVLMProcessor) -> JinaVLMForConditionalGeneration:
-    """About 1.5M parameters: four vision blocks of which two feed the connector, four decoder blocks."""
-    tokenizer = processor.tokenizer
-    text_config = Qwen3Config(
-        vocab_size=-(-len(tokenizer) // 8) * 8,
+def build_decoder(folder: Path) -> None:
+    """Saves a new Qwen3 of four blocks with its tokenizer."""
+    tokenizer = build_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
@@ -115,107 +93,91 @@ def build_model(processor: JinaVLMProcessor) -> JinaVLMForConditionalGeneration:
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         initializer_range=0.06,
+        tie_word_embeddings=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    marker = tokenizer.convert_tokens_to_ids
-    config = JinaVLMConfig(
-        vision_config=VISION_CONFIG.to_dict(),
-        text_config=text_config,
-        vision_feature_layer=[3, 1],
-        connector_num_attention_heads=4,
-        connector_head_dim=32,
-        connector_intermediate_size=256,
-        image_token_id=processor.image_token_id,
-        image_start_token_id=marker("<im_start>"),
-        image_end_token_id=marker("<im_end>"),
-        image_column_token_id=marker("<im_col>"),
-    )
-    return JinaVLMForConditionalGeneration(config)
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-class Collator:
-    """Batches rows: labels on the assistant's words and end marks alone."""
+def stages(args: DigitsArguments) -> dict[str, tuple[DigitPages, dict]]:
+    """Rows and training arguments of the stages that train the composed model, in their order."""
+    questions = [*QUESTIONS, DESCRIBE]
 
-    def __init__(self, processor: JinaVLMProcessor):
-        self.processor = processor
+    def pages(steps: int, asked: list[str], seed: int, **settings) -> DigitPages:
+        return DigitPages(steps * args.batch_size, asked, args.batch_size, seed=args.seed + seed, **settings)
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        conversations = []
-        for row in rows:
-            pictures = iter(row["images"])
-            conversations.append(
-                [
-                    {**message, "content": [self.fill(part, pictures) for part in message["content"]]}
-                    for message in row["messages"]
-                ]
-            )
-        batch = self.processor.apply_chat_template(
-            conversations,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
+    return {
+        "language": (
+            pages(args.language_steps, questions, 1, text_only_share=1.0),
+            {"max_steps": args.language_steps, "freeze": ["vision_tower", "connector"]},
+        ),
+        "captions": (
+            pages(args.caption_steps, [DESCRIBE], 2, text_only_share=0.15, growth=0.5),
+            {"max_steps": args.caption_steps},
+        ),
+        "questions": (
+            pages(args.question_steps, questions, 3, text_only_share=0.18),
+            {"max_steps": args.question_steps, "lr_scheduler_kwargs": {"min_lr_rate": 0.01}},
+        ),
+    }
+
+
+def train(args: DigitsArguments) -> Path:
+    """Does what is not done yet, see the module's documentation, and returns the folder of the model."""
+    output = args.output_dir
+    common = {
+        "save_steps": args.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 50,
+        "dataloader_num_workers": args.num_workers,
+        "report_to": "none",
+        "seed": args.seed,
+    }
+    set_seed(args.seed)
+    if not (output / "vision_tower" / LOG).is_file():
+        log = train_vision_tower(output / "vision_tower", args.vision_steps, **common)
+        (output / "vision_tower" / LOG).write_text(json.dumps(log))
+    if not (output / "composed").is_dir():
+        build_decoder(output / "decoder")
+        compose_from_pretrained(
+            output / "vision_tower",
+            output / "decoder",
+            output / "composed",
+            vision_feature_layer=[3, 1],
+            seed=args.seed,
         )
-        assistant = torch.as_tensor(batch.pop("assistant_masks")).bool()
-        batch["labels"] = batch["input_ids"].masked_fill(~assistant, -100)
-        return dict(batch)
-
-    @staticmethod
-    def fill(part: dict, pictures) -> dict:
-        """A part of a message with its picture, if it is the place of one."""
-        return {**part, "image": next(pictures)} if part["type"] == "image" else part
-
-
-def train_vision_tower(args: TrainingArguments, steps: int) -> str:
-    """Trains the vision tower on tiles and returns the folder it is saved in."""
-    folder = f"{args.output_dir}/vision_tower"
-    args = dataclasses.replace(
-        args, output_dir=folder, max_steps=steps, per_device_train_batch_size=96, resume_from_checkpoint=None
-    )
-    model = PatchReader()
-    Trainer(model=model, args=args, train_dataset=DigitTiles(steps * 96, args.seed)).train()
-    model.vision_tower.save_pretrained(folder)
-    return folder
+    start = output / "composed"
+    for name, (rows, settings) in stages(args).items():
+        if not (output / name / LOG).is_file():
+            training_args = JinaVLMTrainingArguments(
+                output_dir=str(output / name),
+                per_device_train_batch_size=args.batch_size,
+                learning_rate=args.learning_rate,
+                vision_tower_learning_rate=args.learning_rate / 3,
+                warmup_steps=0.03,
+                weight_decay=0.05,
+                train_sampling_strategy="sequential",
+                resume_from_checkpoint="True",
+                **common,
+                **settings,
+            )
+            model = AutoModelForImageTextToText.from_pretrained(start)
+            trainer = finetune(model, AutoProcessor.from_pretrained(start), training_args, rows)
+            (output / name / LOG).write_text(json.dumps(trainer.state.log_history))
+        start = output / name
+    AutoModelForImageTextToText.from_pretrained(start, dtype="bfloat16").save_pretrained(output / "model")
+    AutoProcessor.from_pretrained(start).save_pretrained(output / "model")
+    logs = {name: json.loads((output / name / LOG).read_text()) for name in ("vision_tower", *stages(args))}
+    (output / "model" / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
+    draw_losses(logs, output / "model" / "losses.png")
+    return output / "model"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser((TrainingArguments, PageArguments))
-    defaults = {
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 200,
-        "weight_decay": 0.05,
-        "adam_beta2": 0.98,
-        "max_grad_norm": 1.0,
-        "per_device_train_batch_size": 32,
-        "logging_steps": 50,
-        "save_steps": 500,
-        "save_total_limit": 2,
-        "dataloader_num_workers": 1,
-        "train_sampling_strategy": "sequential",
-        "remove_unused_columns": False,
-        "report_to": "none",
-    }
-    parser.set_defaults(**defaults)
-    args, page_args = parser.parse_args_into_dataclasses(args=argv)
-    set_seed(args.seed)
-    processor = build_processor()
-    model = build_model(processor)
-    print(f"{model.num_parameters():,} parameters")
-    folder = page_args.vision_tower or train_vision_tower(args, page_args.vision_steps)
-    trained = SiglipVisionModel.from_pretrained(folder).state_dict()
-    missing = model.model.vision_tower.load_state_dict(trained, strict=False).missing_keys
-    if missing:  # the final norm, which the trained tower has too many, is not used
-        raise ValueError(f"{folder} lacks weights of the vision tower: {', '.join(missing)}.")
-    batch_size = args.per_device_train_batch_size
-    pages = DigitPages(args.max_steps * batch_size, batch_size, page_args.growth, seed=args.seed)
-    trainer = Trainer(
-        model=model, args=args, train_dataset=pages, data_collator=Collator(processor), processing_class=processor
-    )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
+    (args,) = HfArgumentParser(DigitsArguments).parse_args_into_dataclasses(args=argv)
+    print(f"Written: {train(args)}")
 
 
 if __name__ == "__main__":

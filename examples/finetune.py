@@ -1,0 +1,238 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tunes a JinaVLM on conversations about pictures, all of it or a part or by LoRA, on one device or many:
+
+    python -m examples.finetune --model_name_or_path my-jina-vlm --dataset_name rows.jsonl --output_dir OUT \\
+        --stage instruction --dtype bfloat16 --bf16
+    accelerate launch --config_file examples/accelerate/fsdp2.yaml -m examples.finetune ...
+
+Rows are `{"messages": [...], "images": [...]}`, see [`DataCollatorForJinaVLM`]. All arguments of
+`transformers.TrainingArguments` apply; `--args_file FILE` reads them from a file. After training, OUT holds model,
+processor, the Trainer's log, a picture of the losses and a model card; with a split to evaluate on also answers.jsonl,
+what the model says in place of every turn of the assistant.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import Dataset, IterableDataset, Image, interleave_datasets, load_dataset, load_from_disk
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    PreTrainedModel,
+    ProcessorMixin,
+    set_seed,
+)
+from transformers.utils import logging
+
+import jvlm  # noqa: F401 - makes the Auto classes know the model
+from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainingArguments
+from jvlm.training.data_collator import conversation
+
+
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+# The decoder's linear layers; those of the same names in the connector are trained fully.
+LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the checkpoint to start from."})
+    dtype: str = field(default="float32", metadata={"help": "Number type of the weights: float32, bfloat16 or auto."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+    max_crops: int | None = field(default=None, metadata={"help": "Most tiles a picture is cut into."})
+    use_peft: bool = field(default=False, metadata={"help": "LoRA on the decoder; the connector is trained fully."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str = field(metadata={"help": "Hub id, folder of save_to_disk, or a JSON, JSONL or Parquet file."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    dataset_test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, if any."})
+    streaming: bool = field(default=False, metadata={"help": "Read rows as they come; needs --max_steps."})
+    text_dataset_name: str | None = field(default=None, metadata={"help": "Rows without pictures to mix in."})
+    text_only_share: float = field(default=0.15, metadata={"help": "Share of rows of --text_dataset_name."})
+    max_length: int | None = field(default=None, metadata={"help": "Longest conversation in tokens."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest generated answer in tokens."})
+
+
+def load_rows(data: DataArguments, name: str, split: str) -> Dataset | IterableDataset:
+    """Rows of a data set; paths of pictures in a local file count from the file's folder."""
+    path = Path(name)
+    if path.is_dir() and any(path.glob("*.json")) and any(path.rglob("*.arrow")):
+        rows = load_from_disk(name)
+        return rows[split] if isinstance(rows, dict) else rows
+    if path.suffix not in FILE_FORMATS:
+        rows = load_dataset(name, data.dataset_config, split=split, streaming=data.streaming)
+    else:
+        files = {split: str(path)}
+        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=files, split=split, streaming=data.streaming)
+        if rows.column_names and "images" in rows.column_names:
+            rows = rows.map(lambda row: {**row, "images": [_beside(path, image) for image in row["images"] or []]})
+    feature = (rows.features or {}).get("images")
+    if isinstance(getattr(feature, "feature", None), Image):
+        # Decoding is the collator's, in the workers of the DataLoader.
+        rows = rows.cast_column("images", type(feature)(Image(decode=False)))
+    return rows
+
+
+def _beside(path: Path, image):
+    # URLs and base64 stay as they are.
+    return str(path.parent / image) if isinstance(image, str) and (path.parent / image).is_file() else image
+
+
+def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
+    """The model with LoRA adapters in its decoder and a connector that is trained fully."""
+    config = LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=LORA_TARGETS,
+        modules_to_save=["connector"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config)
+
+
+def finetune(
+    model: PreTrainedModel | PeftModel,
+    processor: ProcessorMixin,
+    args: JinaVLMTrainingArguments,
+    train_dataset,
+    eval_dataset=None,
+    max_length: int | None = None,
+) -> JinaVLMTrainer:
+    """Trains, saves model, processor and log in `args.output_dir`, and draws the losses."""
+    trainer = JinaVLMTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=DataCollatorForJinaVLM(processor, max_length=max_length),
+        processing_class=processor,
+    )
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint={"true": True, "True": True}.get(resume, resume))
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        draw_losses({Path(args.output_dir).name: trainer.state.log_history}, Path(args.output_dir) / "losses.png")
+    return trainer
+
+
+def draw_losses(logs: dict[str, list[dict]], path: Path) -> None:
+    """Draws the losses of one or several runs, one after the other, as a picture."""
+    figure, axes = plt.subplots(1, len(logs), figsize=(6 * len(logs), 4), squeeze=False, layout="constrained")
+    for (name, log), axis in zip(logs.items(), axes[0], strict=True):
+        for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
+            if points := [(entry["step"], entry[key]) for entry in log if key in entry]:
+                axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
+        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def generate_answers(model, processor, rows, batch_size: int = 8, max_new_tokens: int = 128) -> list[dict]:
+    """
+    Lets a model answer, greedily, in place of every turn of the assistant, given the turns before it.
+
+    Returns:
+        `list[dict]`: `row`, `turn`, `answer` and `reference` of each, in the order of the rows.
+    """
+    turns = [
+        (index, turn, messages)
+        for index, messages in enumerate(map(conversation, rows))
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+    answers = []
+    for start in logging.tqdm(range(0, len(turns), batch_size), desc="Answers", unit="batch"):
+        batch = turns[start : start + batch_size]
+        inputs = processor.apply_chat_template(
+            [messages[:turn] for _, turn, messages in batch],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(model.device)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+        texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for (index, turn, messages), text in zip(batch, texts, strict=True):
+            reference = "".join(part["text"] for part in messages[turn]["content"])
+            answers.append({"row": index, "turn": turn, "answer": text.strip(), "reference": reference.strip()})
+    return answers
+
+
+def evaluate(trainer: JinaVLMTrainer, model_args: ModelArguments, data_args: DataArguments, rows) -> None:
+    """Evaluates what was saved, as a user will load it, and writes metrics and answers."""
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
+        output = Path(trainer.args.output_dir)
+        if model_args.use_peft:
+            base = AutoModelForImageTextToText.from_pretrained(model_args.model_name_or_path, **options)
+            model = PeftModel.from_pretrained(base, output).merge_and_unload()
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(output, **options)
+        model = model.to(trainer.args.device).eval()
+        answers = generate_answers(
+            model,
+            trainer.processing_class,
+            rows,
+            trainer.args.per_device_eval_batch_size,
+            data_args.max_new_tokens,
+        )
+        (output / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        right = sum(answer["answer"] == answer["reference"] for answer in answers)
+        metrics["eval_exact_answers"] = right / len(answers)
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((ModelArguments, DataArguments, JinaVLMTrainingArguments))
+    model_args, data_args, args = parser.parse_args_into_dataclasses(args=argv, args_file_flag="--args_file")
+    set_seed(args.seed)
+    images_kwargs = {} if model_args.max_crops is None else {"max_crops": model_args.max_crops}
+    processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, **images_kwargs)
+    train_dataset = load_rows(data_args, data_args.dataset_name, data_args.dataset_train_split)
+    if data_args.text_dataset_name is not None:
+        text = load_rows(data_args, data_args.text_dataset_name, data_args.dataset_train_split)
+        shares = [1 - data_args.text_only_share, data_args.text_only_share]
+        train_dataset = interleave_datasets([train_dataset, text], probabilities=shares, seed=args.seed)
+    eval_dataset = None
+    if data_args.dataset_test_split is not None:
+        eval_dataset = load_rows(data_args, data_args.dataset_name, data_args.dataset_test_split)
+    model = AutoModelForImageTextToText.from_pretrained(
+        model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
+    )
+    if model_args.use_peft:
+        model = lora(model, model_args)
+    trainer = finetune(model, processor, args, train_dataset, eval_dataset, data_args.max_length)
+    if eval_dataset is not None:
+        evaluate(trainer, model_args, data_args, eval_dataset)
+    trainer.create_model_card(
+        model_name=Path(args.output_dir).name,
+        finetuned_from=model_args.model_name_or_path,
+        tasks="image-text-to-text",
+        tags=["jvlm"],
+        dataset=data_args.dataset_name,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
