@@ -22,6 +22,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+
+from jvlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
 from jvlm.configuration.configuration_jvlm import TEXT_DEFAULTS, VISION_DEFAULTS
 from jvlm.conversion_scripts.checkpoint_folder import (
     empty_model,
@@ -36,11 +41,6 @@ from jvlm.conversion_scripts.published_files import (
     published_image_processor,
     published_processor,
 )
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
-
-from jvlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "qwen3_tokenizer"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from datasets import Dataset, IterableDataset, Image, interleave_datasets, load_dataset, load_from_disk
+from datasets import Dataset, Image, IterableDataset, interleave_datasets, load_dataset, load_from_disk
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForImageTextToText,

@@ -170,6 +170,12 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Custom code may write over loaded weights, so Transformers skips modules that hold none of their own, such as
+        # the ones below. Ours initialises with `transformers.initialization`, which leaves loaded weights alone.
+        return False
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, JinaVLMConnector) and module.last_tile_embedding is not None:
@@ -308,12 +314,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 f"`pixel_values` has {len(pixel_values)} tiles, but `image_token_positions` has "
                 f"{len(image_token_positions)} rows; pass both as the processor returned them."
             )
-        blocks = self.config.vision_feature_layer
+        # Kept are the hidden states of the blocks in use, or on request all of them, the embeddings first.
+        output_hidden_states = kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states
+        first_block = 1 if output_hidden_states else _FIRST_BLOCK
+        layers = [block + first_block for block in self.config.vision_feature_layer]
         vision_outputs = self.vision_tower(
-            pixel_values, output_hidden_states=[block + _FIRST_BLOCK for block in blocks], **kwargs
+            pixel_values, output_hidden_states=bool(output_hidden_states) or layers, **kwargs
         )
-        hidden_states = vision_outputs.hidden_states
-        features = torch.cat([hidden_states[block + _FIRST_BLOCK] for block in blocks], dim=-1)
+        features = torch.cat([vision_outputs.hidden_states[layer] for layer in layers], dim=-1)
         # A black tile says nothing: the release hides it from the connector.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
         features = features.masked_fill(is_black[:, None, None], 0)  # [tiles, patches, features]
@@ -335,6 +343,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=torch.split(image_features, num_tokens.tolist()),
+            hidden_states=vision_outputs.hidden_states if output_hidden_states else None,
             attentions=vision_outputs.attentions,
         )
 
@@ -424,6 +433,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 )
 class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)

@@ -4,10 +4,10 @@
 import numpy as np
 import PIL.Image
 import pytest
-from jvlm.processing import drawing
 from PIL import ImageFont
 
 from jvlm import draw_tiles
+from jvlm.processing import drawing
 
 
 def locate(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+
 from jvlm.processing.tiling import TileGeometry
 
 

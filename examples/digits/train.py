@@ -4,12 +4,16 @@ Trains the small JinaVLM that ships in `examples/digits/model`, as a large one i
 
     python -m examples.digits.train --output_dir OUT
 
-1. `vision_tower`: an encoder learns to see digits; 2. `decoder`: a new Qwen3 and its tokenizer; 3. `composed`: a JinaVLM
-of both, by `jvlm.conversion_scripts.compose_from_pretrained`; 4. `language`: the decoder learns the questions on pages
-that are told in words; 5. `captions`: the paper's first stage, pages and their descriptions; 6. `questions`: its second
-stage. The last three are runs of `examples.finetune`. Each step has a folder in OUT; what is complete is not done again
-and what was broken off goes on from its last complete checkpoint. OUT/model is the result, in bfloat16, with the
-Trainer's logs and a picture of the losses.
+1. `vision_tower`: an encoder learns to see digits;
+2. `decoder`: a new Qwen3 and its tokenizer;
+3. `composed`: a JinaVLM of both, by `jvlm.conversion_scripts.compose_from_pretrained`;
+4. `language`: the decoder learns the questions on pages that are told in words;
+5. `captions`: the paper's first stage, pages and their descriptions;
+6. `questions`: the paper's second stage.
+
+The last three are runs of [`finetune`]. Each step has a folder in OUT: what is complete is not done again, what was
+broken off goes on from its last complete checkpoint. OUT/model is the result, in bfloat16, with the Trainer's logs and
+a picture of the losses.
 """
 
 import json

@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from jvlm.conversion_scripts.convert_release import convert_release
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipConfig, SiglipModel, set_seed
+
+from jvlm.conversion_scripts.convert_release import convert_release
 
 
 @pytest.fixture(scope="session")

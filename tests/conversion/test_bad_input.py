@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
 from jvlm.conversion_scripts import checkpoint_folder
 from jvlm.conversion_scripts import convert_release as convert_module
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release, main
 from jvlm.conversion_scripts.export_to_hub import export_to_hub
 from jvlm.conversion_scripts.verify import verify
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import logging
 
 import pytest
 import torch
-from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained, main
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -15,6 +14,8 @@ from transformers import (
     Qwen3ForCausalLM,
     SiglipModel,
 )
+
+from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained, main
 
 
 @pytest.fixture(params=["independent", "stitched"])

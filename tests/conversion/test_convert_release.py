@@ -6,10 +6,11 @@ import shutil
 
 import pytest
 import torch
-from jvlm.conversion_scripts.convert_release import convert_release, main
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.image_utils import load_image
+
+from jvlm.conversion_scripts.convert_release import convert_release, main
 
 
 UNUSED_BLOCKS = ("model.vision_model.layers.9.", "model.vision_model.layers.10.", "model.vision_model.post_lnorm.")

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
 from jvlm.conversion_scripts import export_to_hub as module
 from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.export_to_hub import code_files, export_to_hub, main
-from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 
 MESSAGES = [

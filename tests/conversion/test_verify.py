@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.verify import format_table, main, verify
 
