@@ -23,6 +23,8 @@ from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.distributed.fsdp import is_fsdp_managed_module
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
@@ -315,12 +317,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 f"{len(image_token_positions)} rows; pass both as the processor returned them."
             )
         # Kept are the hidden states of the blocks in use, or on request all of them, the embeddings first.
-        output_hidden_states = kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states
-        first_block = 1 if output_hidden_states else _FIRST_BLOCK
+        keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
+        first_block = 1 if keep_all else _FIRST_BLOCK
         layers = [block + first_block for block in self.config.vision_feature_layer]
-        vision_outputs = self.vision_tower(
-            pixel_values, output_hidden_states=bool(output_hidden_states) or layers, **kwargs
-        )
+        vision_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([vision_outputs.hidden_states[layer] for layer in layers], dim=-1)
         # A black tile says nothing: the release hides it from the connector.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
@@ -343,7 +343,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=torch.split(image_features, num_tokens.tolist()),
-            hidden_states=vision_outputs.hidden_states if output_hidden_states else None,
+            hidden_states=vision_outputs.hidden_states if keep_all else None,
             attentions=vision_outputs.attentions,
         )
 
@@ -367,6 +367,26 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             f"`image_token_id` is the model's ({self.config.image_token_id}).",
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
+
+    def _others_wait_for_vision(self, past_key_values: Cache | None) -> bool:
+        """Whether this process must run the vision side, image or not, because the others may."""
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return False
+        is_decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if is_decoding or torch.distributed.get_world_size() == 1:
+            return False
+        is_sharded = is_fsdp_managed_module(self) or is_deepspeed_zero3_enabled()
+        return is_sharded or (self.training and torch.is_grad_enabled())
+
+    def _with_unused_image(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """The same embeddings, with a grey tile behind them that no place takes: its gradients are zero."""
+        vision_config, (rows, cols) = self.config.vision_config, self.config.pooled_grid
+        side = vision_config.image_size
+        pixel_values = inputs_embeds.new_zeros(1, vision_config.num_channels, side, side)
+        image_token_positions = torch.arange(rows * cols, device=inputs_embeds.device)[None]
+        image_outputs = self.get_image_features(pixel_values, image_token_positions, return_dict=True)
+        no_place = torch.zeros_like(inputs_embeds[..., :1], dtype=torch.bool)
+        return inputs_embeds.masked_scatter(no_place, image_outputs.pooler_output[0].to(inputs_embeds))
 
     @can_return_tuple
     @auto_docstring
@@ -408,6 +428,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds)
             image_mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask, image_features)
+        elif self._others_wait_for_vision(past_key_values):
+            inputs_embeds = self._with_unused_image(inputs_embeds)
 
         outputs = self.language_model(
             attention_mask=attention_mask,
