@@ -26,6 +26,8 @@ from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SHARD_SIZE = "5GB"
+# How the chat template of a folder with code begins if the processor adds a BOS token.
+BOS_IN_TEMPLATE = "{{- bos_token or eos_token -}}"
 # What a checkpoint consists of; weights in other formats are not worth downloading.
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
 
@@ -205,7 +207,8 @@ def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalG
 
 def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
     """
-    Loads a checkpoint's processor, without references to code beside it.
+    Loads a checkpoint's processor, without references to code beside it, nor a BOS token in the chat template, which
+    the processor adds by itself.
 
     Raises:
         ValueError: if its tokenizer's special tokens have other ids than the configuration says.
@@ -213,6 +216,7 @@ def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
     processor = JinaVLMProcessor.from_pretrained(folder)
     for part in (processor, processor.image_processor):
         _forget_code(part)
+    processor.chat_template = processor.chat_template.removeprefix(BOS_IN_TEMPLATE)
     processor.tokenizer.init_kwargs.pop("auto_map", None)
     check_special_tokens(processor.tokenizer, config.text_config, folder)
     names = ("image_start_token_id", "image_end_token_id", "image_token_id", "image_column_token_id")

@@ -21,6 +21,7 @@ from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMMod
 from ..processing.image_processing_jvlm import JinaVLMImageProcessor
 from ..processing.processing_jvlm import JinaVLMProcessor
 from .checkpoint_folder import (
+    BOS_IN_TEMPLATE,
     MAX_SHARD_SIZE,
     generation_config,
     load_config,
@@ -63,6 +64,9 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
     """
     output, source = Path(output), local_folder(checkpoint)
     processor = load_processor(source, load_config(source))
+    if processor.add_bos_token:
+        # Engines such as vLLM tokenize what the template gives, without asking the processor for a BOS token.
+        processor.chat_template = BOS_IN_TEMPLATE + processor.chat_template
     model = load_model(source)
     model.config.auto_map = _auto_map(lambda name: name == "AutoConfig" or name.startswith("AutoModel"))
     model.generation_config = generation_config(model.config, processor.tokenizer, source)

@@ -163,7 +163,9 @@ def test_code_is_the_package_s_but_for_the_paths_of_imports(exported):
 
 def test_folder_is_complete_and_loads_with_the_package(exported):
     folder, source = exported
-    assert (folder / "chat_template.jinja").read_text() == (source / "chat_template.jinja").read_text()
+    # Engines take the whole prompt from the template, so the BOS token that the processor would add is in it.
+    template = (folder / "chat_template.jinja").read_text()
+    assert template == "{{- bos_token or eos_token -}}" + (source / "chat_template.jinja").read_text()
     assert (folder / "README.md").read_text().startswith("---\n")
     a, b = load_file(folder / "model.safetensors"), load_file(source / "model.safetensors")
     assert a.keys() == b.keys()
@@ -192,6 +194,7 @@ def test_exported_folder_can_be_exported_and_converted_again(exported, tmp_path)
     if "stitched" in str(folder):
         back = convert_release(folder, tmp_path / "published", reverse=True)
         assert not list(back.glob("*.py"))
+        assert not (back / "chat_template.jinja").read_text().startswith("{{- bos_token")
 
 
 def test_push(converted, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,177 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Checks that vLLM answers like Transformers: exports checkpoints of both layouts, asks vLLM's Transformers backend, which
+runs the exported code, and `generate` the same questions, without and with pictures, greedily in float32, and compares
+tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
+
+    python tests/vllm_check.py
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "examples" / "digits" / "model"
+MAX_NEW_TOKENS = 16
+
+
+def ask_vllm(folder: Path, conversations: list[list[dict]], compiled: bool) -> list[list[dict]]:
+    """Answers one by one, and again all at once, when vLLM has the pictures and the prompts in its caches."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        model=str(folder),
+        model_impl="transformers",
+        trust_remote_code=True,
+        dtype="float32",
+        enforce_eager=not compiled,
+        limit_mm_per_prompt={"image": 2},
+        seed=0,
+    )
+    greedy = SamplingParams(temperature=0, max_tokens=MAX_NEW_TOKENS)
+    one_by_one = [model.chat([conversation], greedy, use_tqdm=False)[0] for conversation in conversations]
+    at_once = model.chat(conversations, greedy, use_tqdm=False)
+    if "jvlm" in sys.modules:
+        raise RuntimeError("vLLM was to run the exported code, not the installed package.")
+    return [
+        [{"prompt": list(output.prompt_token_ids), "answer": list(output.outputs[0].token_ids)} for output in outputs]
+        for outputs in (one_by_one, at_once)
+    ]
+
+
+def ask_transformers(folder: Path, conversations: list[list[dict]]) -> list[dict]:
+    """What the processor and `generate` of the package make of the same conversations."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    processor = AutoProcessor.from_pretrained(folder)
+    answers = []
+    for conversation in conversations:
+        for message in conversation:
+            for part in message["content"]:
+                if part["type"] == "image_url":
+                    part.update(type="image", url=part.pop("image_url")["url"])
+        inputs = processor.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        prompt = inputs["input_ids"][0].tolist()
+        answers.append({"prompt": prompt, "answer": output[0, len(prompt) :].tolist()})
+    return answers
+
+
+def random_stitched_checkpoint(folder: Path) -> Path:
+    """A random model in the layout of the published checkpoint, with heads of a size that vLLM has on CPUs."""
+    import torch
+    from transformers import AutoConfig, AutoProcessor, set_seed
+
+    from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMProcessor
+
+    settings = AutoConfig.from_pretrained(DIGITS).to_dict()
+    settings.update(layout="stitched", pooled_grid=None, use_last_tile_embedding=None, initializer_range=0.2)
+    settings["text_config"]["initializer_range"] = 0.2
+    set_seed(0)
+    model = JinaVLMForConditionalGeneration(JinaVLMConfig(**settings))
+    torch.nn.init.normal_(model.model.connector.last_tile_embedding)
+    # As published: vLLM knows no tokens that are never written, so they must be improbable.
+    model.lm_head.weight.data[model.config.input_only_token_ids] = 0
+    model.save_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(DIGITS)
+    processor.image_processor.layout = "stitched"
+    JinaVLMProcessor(processor.image_processor, processor.tokenizer, add_bos_token=True).save_pretrained(folder)
+    return folder
+
+
+def data_url(image) -> str:
+    """A picture as OpenAI's API takes it."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def user(question: str, *images) -> dict:
+    """A user's message in the schema of OpenAI's API."""
+    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+
+
+def conversations() -> list[list[dict]]:
+    """Text alone, one picture of one to twelve tiles, two pictures, and several turns."""
+    from examples.digits.pages import COUNT, GRIDS, READ, held_out_pages
+
+    pages = {page.grid: page.image for page in held_out_pages(len(GRIDS))}
+    small, tall, wide, large = (pages[grid] for grid in ((1, 1), (3, 1), (1, 4), (3, 4)))
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "4 2"}]}
+    return [
+        [user("4 2 / 7 How many digits are there?")],
+        *([user(READ, image)] for image in (small, tall, wide, large)),
+        [user(READ, small, large)],
+        [user(COUNT, wide, wide)],
+        [user(READ, small), answer, user(COUNT)],
+        [user(READ, tall), answer, user(COUNT, large)],
+    ]
+
+
+def compare(name: str, folder: Path, asked: list[list[dict]], compiled: bool, workspace: Path) -> bool:
+    """Asks vLLM in a process of its own, which never imports the package, and prints how the answers compare."""
+    job, result = workspace / f"{name}.job.json", workspace / f"{name}.answers.json"
+    job.write_text(json.dumps({"folder": str(folder), "conversations": asked, "compiled": compiled}))
+    command = [sys.executable, __file__, "--job", str(job), "--result", str(result)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=workspace)
+    if finished.returncode != 0:
+        print(finished.stdout[-4000:], finished.stderr[-8000:], f"{name}: vLLM failed", sep="\n")
+        return False
+    answers = json.loads(result.read_text())
+    expected = ask_transformers(folder, asked)
+    equal = True
+    for how, found in zip(("one by one", "at once"), answers, strict=True):
+        same = [one == other for one, other in zip(expected, found, strict=True)]
+        lengths = [len(one["answer"]) for one in expected]
+        print(f"{name}, {how}: {sum(same)} of {len(same)} conversations equal, {sum(lengths)} tokens generated")
+        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+            for part in ("prompt", "answer"):
+                if one[part] != other[part]:
+                    print(f"  {part} of conversation {index}\n    expected {one[part]}\n    found    {other[part]}")
+        equal &= all(same)
+    return equal
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiled", action="store_true", help="let vLLM compile the language model, its default")
+    parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    if args.job is not None:
+        job = json.loads(args.job.read_text())
+        job["folder"] = Path(job["folder"])
+        args.result.write_text(json.dumps(ask_vllm(**job)))
+        return 0
+
+    sys.path.insert(0, str(ROOT))
+    from jvlm.conversion_scripts.export_to_hub import export_to_hub
+
+    with tempfile.TemporaryDirectory() as workspace:
+        workspace = Path(workspace)
+        sources = {"independent": DIGITS, "stitched": random_stitched_checkpoint(workspace / "source")}
+        equal = [
+            compare(name, export_to_hub(source, workspace / name), conversations(), args.compiled, workspace)
+            for name, source in sources.items()
+        ]
+    print("vLLM answers like Transformers" if all(equal) else "vLLM answers differently")
+    return 0 if all(equal) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
