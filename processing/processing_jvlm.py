@@ -154,7 +154,8 @@ class JinaVLMProcessor(ProcessorMixin):
             return images, text, *others
         if len(nested) != len(text):
             raise ValueError(
-                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt one, empty if need be."
+                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt one, empty if need be. "
+                f"The number of {self.image_token} tokens in the prompts should be the same as the number of images."
             )
         text = [
             sample if self.image_token in sample else self.image_token * len(sample_images) + sample
@@ -213,7 +214,7 @@ class JinaVLMProcessor(ProcessorMixin):
                 {**entry, "new_span": tuple(char + len(bos_token) for char in entry["new_span"])}
                 for entry in offsets[index]
             ]
-            inserted = {"type": "bos", "span": (0, 0), "new_span": (0, len(bos_token)), "text": ""}
+            inserted = {"type": "text", "span": (0, 0), "new_span": (0, len(bos_token)), "text": ""}
             offsets[index] = [{**inserted, "replacement": bos_token}, *shifted]
         return text, offsets
 
@@ -264,8 +265,9 @@ def _holds_image(images) -> bool:
 
 def _count_mismatch(subject: str, num_placeholders: int, num_images: int) -> str:
     return (
-        f"{subject} {num_placeholders} {IMAGE_PLACEHOLDER} but {num_images} images were given for it; "
-        f"write one {IMAGE_PLACEHOLDER} for each image, or none to put the images of a prompt at its start."
+        f"{subject} {num_placeholders} {IMAGE_PLACEHOLDER} but {num_images} images were given for it. "
+        f"The number of {IMAGE_PLACEHOLDER} tokens in the prompts should be the same as the number of images; "
+        "write one for each image, or none to put the images of a prompt at its start."
     )
 
 
