@@ -1,0 +1,205 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The data collator: what is a label, what rows may look like, and what is wrong with them."""
+
+from io import BytesIO
+from itertools import groupby
+
+import datasets
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from jvlm.training import DataCollatorForJinaVLM
+
+
+LAYOUTS = ["independent", "stitched"]
+END = "<|endoftext|>"
+
+
+def label_spans(processor, labels) -> list[str]:
+    """The text of every run of labels."""
+    runs = groupby(labels.tolist(), key=lambda label: label != -100)
+    return [processor.tokenizer.decode(list(run)) for is_label, run in runs if is_label]
+
+
+def answers(row) -> list[str]:
+    """What the assistant says in a row, with its end marks, as the chat template writes it."""
+    return [
+        f" {''.join(part['text'] for part in message['content'])}{END}"
+        for message in row["messages"]
+        if message["role"] == "assistant"
+    ]
+
+
+def png(image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("add_bos_token", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_labels_are_the_assistants_words_and_end_marks(build_processor, build_row, layout, add_bos_token):
+    processor = build_processor(layout, add_bos_token=add_bos_token)
+    row = build_row(num_images=2, num_turns=3)
+    batch = DataCollatorForJinaVLM(processor)([row])
+    assert len(answers(row)) == 3
+    assert label_spans(processor, batch["labels"][0]) == answers(row)
+    is_label = batch["labels"] != -100
+    assert (batch["labels"] == batch["input_ids"])[is_label].all()
+    assert not torch.isin(batch["labels"], torch.tensor(processor.image_token_ids)).any()
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and "<" not in text and "|" not in text
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_labels_of_any_conversation(build_processor, picture, layout, data):
+    processor = build_processor(layout)
+    processor.tokenizer.padding_side = data.draw(st.sampled_from(["left", "right"]))
+    rows = []
+    for _ in range(data.draw(st.integers(1, 3))):
+        messages, images = [], []
+        if data.draw(st.booleans()):
+            messages.append({"role": "system", "content": [{"type": "text", "text": data.draw(WORDS)}]})
+        for _ in range(data.draw(st.integers(1, 3))):
+            content = [{"type": "text", "text": data.draw(WORDS)}]
+            for _ in range(data.draw(st.integers(0, 2))):
+                images.append(picture(data.draw(st.integers(20, 160)), data.draw(st.integers(20, 160))))
+                content.insert(data.draw(st.integers(0, len(content))), {"type": "image"})
+            messages.append({"role": "user", "content": content})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": data.draw(WORDS)}]})
+        rows.append({"messages": messages, "images": images})
+    batch = DataCollatorForJinaVLM(processor)(rows)
+    for row, labels in zip(rows, batch["labels"], strict=True):
+        assert label_spans(processor, labels) == answers(row)
+    assert not torch.isin(batch["labels"], torch.tensor(processor.image_token_ids)).any()
+    num_images = sum(len(row["images"]) for row in rows)
+    if num_images:
+        assert (batch["image_token_positions"][:, 0] == 0).sum() == num_images
+    else:
+        assert "pixel_values" not in batch
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+def test_padding_is_neither_seen_nor_learned(collate, build_row, padding_side):
+    batch = collate([build_row(0), build_row(1, num_images=2, num_turns=2)], padding_side=padding_side)
+    padding = batch["attention_mask"] == 0
+    assert padding[0].any()
+    assert padding[0, 0 if padding_side == "left" else -1]
+    assert (batch["labels"][padding] == -100).all()
+
+
+def test_pictures_come_as_pictures_bytes_paths_and_undecoded_columns(build_processor, build_row, tmp_path):
+    row = build_row()
+    (image,) = row["images"]
+    image.save(tmp_path / "image.png")
+    collator = DataCollatorForJinaVLM(build_processor())
+    expected = collator([row])
+    for form in (
+        png(image),
+        str(tmp_path / "image.png"),
+        {"bytes": png(image), "path": None},
+        {"bytes": None, "path": str(tmp_path / "image.png")},
+    ):
+        for images in ([form], form):
+            batch = collator([{**row, "images": images}])
+            assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+            assert torch.equal(batch["labels"], expected["labels"])
+
+
+def test_contents_may_be_strings(build_processor, build_row):
+    row = build_row(num_images=2)
+    collator = DataCollatorForJinaVLM(build_processor())
+    flat = [{**message, "content": message["content"][-1]["text"]} for message in row["messages"]]
+    batch, expected = collator([{**row, "messages": flat}]), collator([row])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("images", [[], None, "missing"])
+def test_rows_without_pictures_share_a_batch(build_processor, build_row, images):
+    processor = build_processor()
+    text = build_row(1, num_images=0)
+    text = {"messages": text["messages"]} if images == "missing" else {**text, "images": images}
+    rows = [text, build_row(0)]
+    batch = DataCollatorForJinaVLM(processor)(rows)
+    is_image = batch["input_ids"] == processor.image_token_id
+    assert not is_image[0].any()
+    assert is_image[1].any()
+    assert [label_spans(processor, labels) for labels in batch["labels"]] == list(map(answers, rows))
+    assert "pixel_values" not in DataCollatorForJinaVLM(processor)([text])
+
+
+def test_max_length_cuts_text(build_processor, build_row):
+    processor = build_processor()
+    row = build_row(num_turns=3)
+    full = DataCollatorForJinaVLM(processor)([row])
+    length = full["input_ids"].shape[1] - 4
+    batch = DataCollatorForJinaVLM(processor, max_length=length)([row])
+    for name in ("input_ids", "labels"):
+        assert torch.equal(batch[name], full[name][:, :length])
+
+
+def test_max_length_that_would_cut_a_picture_is_an_error(build_processor, build_row):
+    collator = DataCollatorForJinaVLM(build_processor(), max_length=45)
+    with pytest.raises(
+        ValueError, match="Row 1 of the batch, which begins with 'Which picture is darker 7 0"
+    ) as error:
+        collator([build_row(0, num_images=0), build_row(7, num_images=3)])
+    assert "Truncation would cut the images" in str(error.value)
+    assert "max_length" in str(error.value)
+
+
+def test_length_can_be_a_multiple(build_processor, build_row):
+    batch = DataCollatorForJinaVLM(build_processor(), pad_to_multiple_of=64)([build_row()])
+    assert batch["input_ids"].shape[1] % 64 == 0
+    assert batch["labels"].shape == batch["attention_mask"].shape == batch["input_ids"].shape
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda row: row["images"].clear(), "1 .* parts for 0 images"),
+        (lambda row: row["images"].append(row["images"][0]), "1 .* parts for 2 images"),
+        (lambda row: row["messages"].pop(), "no message of the assistant"),
+        (lambda row: row.update(images=[b"no picture"]), "cannot identify image file"),
+        (lambda row: row.update(images=["missing.png"]), "missing.png"),
+        (lambda row: row["messages"][0]["content"].append({"type": "text", "text": "<im_patch>"}), "<im_patch>"),
+    ],
+)
+def test_what_is_wrong_names_the_row(build_processor, build_row, change, problem):
+    rows = [build_row(0), build_row(1), build_row(2)]
+    change(rows[2])
+    with pytest.raises(ValueError, match=problem) as error:
+        DataCollatorForJinaVLM(build_processor())(rows)
+    assert str(error.value).startswith("Row 2 of the batch, which begins with 'Which picture is darker 2 0?")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_sets_in_memory_and_streaming_through_workers(build_processor, build_row, streaming):
+    rows = [build_row(number, num_images=number % 3) for number in range(6)]
+    features = datasets.Features(
+        {
+            "messages": [
+                {
+                    "role": datasets.Value("string"),
+                    "content": [{"type": datasets.Value("string"), "text": datasets.Value("string")}],
+                }
+            ],
+            "images": [datasets.Image()],
+        }
+    )
+    dataset = datasets.Dataset.from_list(rows, features=features)
+    dataset = dataset.to_iterable_dataset() if streaming else dataset
+    collator = DataCollatorForJinaVLM(build_processor())
+    batches = list(DataLoader(dataset, batch_size=3, num_workers=1, collate_fn=collator))
+    expected = [collator(rows[:3]), collator(rows[3:])]
+    for batch, plain in zip(batches, expected, strict=True):
+        assert batch.keys() == plain.keys()
+        assert all(torch.equal(batch[name], plain[name]) for name in plain)
