@@ -23,7 +23,6 @@ from torch import nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -273,6 +272,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
         ]
         self.post_init()
+        # FSDP by Accelerate fails if there are none of one of these, and SigLIP names parts of its text model too.
+        self._no_split_modules = {type(module).__name__ for module in self.modules()} & set(self._no_split_modules)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -375,8 +376,13 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         is_decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         if is_decoding or torch.distributed.get_world_size() == 1:
             return False
-        is_sharded = is_fsdp_managed_module(self) or is_deepspeed_zero3_enabled()
-        return is_sharded or (self.training and torch.is_grad_enabled())
+        if self.training and torch.is_grad_enabled():
+            return True
+        # Divided weights come together only when all processes run the module. Not every build of PyTorch has these.
+        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+        divided = (FSDPModule, FullyShardedDataParallel)
+        return is_deepspeed_zero3_enabled() or any(isinstance(module, divided) for module in self.modules())
 
     def _with_unused_image(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The same embeddings, with a grey tile behind them that no place takes: its gradients are zero."""
@@ -416,6 +422,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if pixel_values is not None and mm_encoder_outputs:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+
+        if use_cache is None:
+            # Trainer turns the cache off here, not in the decoder's own configuration.
+            use_cache = getattr(self.config, "use_cache", None)
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
