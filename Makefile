@@ -1,9 +1,9 @@
-# make demo | make test | make lint: each first makes a virtual environment, .venv, with what it needs.
+# make demo | test | lint | conformance: each first makes a virtual environment, .venv, with what it needs.
 # PYTHON=python3.12 chooses its Python, VENV=path its place. Which build of PyTorch it gets is up to pip's settings.
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lint
+.PHONY: demo test lint conformance matrix
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
@@ -19,9 +19,22 @@ lint: $(VENV)/.lint
 	cp configuration/*_jvlm.py modeling/*_jvlm.py processing/*_jvlm.py build/mlinter
 	$(VENV)/bin/mlinter --no-cache --no-progress build/mlinter
 
+# Transformers' common tests, which its source distribution carries, on our classes. Not kept in this repository.
+conformance: $(VENV)/.conformance
+	mkdir -p build/conformance
+	version=$$($(VENV)/bin/python -c "import transformers; print(transformers.__version__)") && \
+	cd build/conformance && { test -d transformers-$$version/tests || { \
+	$(abspath $(VENV))/bin/python -m pip download --no-deps --no-binary transformers -d . transformers==$$version && \
+	tar -xzf transformers-$$version.tar.gz transformers-$$version/tests; }; }
+	$(VENV)/bin/python -m pytest -q -W ignore tests/conformance
+
+# The tests on the oldest and on the newest versions that are supported, in environments of their own.
+matrix:
+	$(PYTHON) tests/matrix.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.conformance: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[$*]'
 	touch $@

@@ -1,0 +1,57 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Runs the tests on the oldest and on the newest supported versions: `make matrix`, or `python tests/matrix.py`.
+
+Each set of versions gets a virtual environment of its own in build/matrix. "oldest" is every lower bound that
+pyproject.toml declares, "newest" is constraints.txt, and "newest, oldest PyTorch" is both where they differ.
+"""
+
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+SHOWN = ("transformers", "torch", "accelerate", "pillow", "numpy")
+
+
+def version_sets() -> dict[str, list[str]]:
+    """Pins, as pip takes them, by the name of their set."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    oldest = [re.sub(r"^([\w.-]+)>=([\w.]+).*", r"\1==\2", requirement) for requirement in declared]
+    newest = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    torch = next(pin for pin in oldest if pin.startswith("torch=="))
+    mixed = [torch if pin.startswith("torch==") else pin for pin in newest]
+    return {"oldest": oldest, "newest": newest, **({} if mixed == newest else {"newest, oldest PyTorch": mixed})}
+
+
+def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
+    """Whether the tests pass with these pins, and a row of the table."""
+    folder = ROOT / "build" / "matrix" / name.replace(", ", "-").replace(" ", "-")
+    python = folder / "bin" / "python"
+    venv.create(folder, clear=True, with_pip=True)
+    (folder / "constraints.txt").write_text("\n".join(pins))
+    install = [python, "-m", "pip", "install", "-q", "-c", folder / "constraints.txt", "-e", ".[test]"]
+    subprocess.run(install, cwd=ROOT, check=True)
+    show = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
+    versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.split()
+    lines = []
+    with subprocess.Popen([python, "-m", "pytest", "-q"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as tests:
+        for line in tests.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.strip())
+    return tests.returncode == 0, [name, ".".join(map(str, sys.version_info[:3])), *versions, lines[-1]]
+
+
+def main() -> int:
+    results = [run(name, pins) for name, pins in version_sets().items()]
+    for row in (["", "Python", *SHOWN, "result"], ["---"] * (len(SHOWN) + 3), *(row for _, row in results)):
+        print("|", " | ".join(row), "|")
+    return 0 if all(passed for passed, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
