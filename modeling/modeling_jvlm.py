@@ -248,6 +248,13 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
+def _is_divided_by_fsdp(model: nn.Module) -> bool:
+    # Whoever called it. Not every build of PyTorch has these.
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    return any(isinstance(module, (FSDPModule, FullyShardedDataParallel)) for module in model.modules())
+
+
 @auto_docstring(
     custom_intro="""
     The JinaVLM model: vision tower, connector and language model, without a language modeling head.
@@ -369,20 +376,18 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         )
         return mask.unsqueeze(-1).to(inputs_embeds.device)
 
-    def _others_wait_for_vision(self, past_key_values: Cache | None) -> bool:
-        """Whether this process must run the vision side, image or not, because the others may."""
+    def _needs_unused_image(self, past_key_values: Cache | None) -> bool:
+        """Whether the vision side must run though there is no image."""
+        is_training = self.training and torch.is_grad_enabled()
+        if is_training and not any(parameter.requires_grad for parameter in self.language_model.parameters()):
+            return True  # or the loss would depend on nothing that is trained
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return False
         is_decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         if is_decoding or torch.distributed.get_world_size() == 1:
             return False
-        if self.training and torch.is_grad_enabled():
-            return True
-        # Divided weights come together only when all processes run the module. Not every build of PyTorch has these.
-        from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
-
-        divided = (FSDPModule, FullyShardedDataParallel)
-        return is_deepspeed_zero3_enabled() or any(isinstance(module, divided) for module in self.modules())
+        # Other processes, whose batches may have images, wait for this one's gradients or its part of the weights.
+        return is_training or is_deepspeed_zero3_enabled() or _is_divided_by_fsdp(self)
 
     def _with_unused_image(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The same embeddings, with a grey tile behind them that no place takes: its gradients are zero."""
@@ -438,7 +443,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_features = torch.cat(list(image_outputs.pooler_output)).to(inputs_embeds)
             image_mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask, image_features)
-        elif self._others_wait_for_vision(past_key_values):
+        elif self._needs_unused_image(past_key_values):
             inputs_embeds = self._with_unused_image(inputs_embeds)
 
         outputs = self.language_model(
