@@ -126,6 +126,16 @@ class JinaVLMConfig(PreTrainedConfig):
     model_type = "jvlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
+    # The language model brings its own plan; the vision tower has none and is replicated.
+    base_model_tp_plan = {
+        "connector.pooling.q_proj": "colwise",
+        "connector.pooling.k_proj": "colwise",
+        "connector.pooling.v_proj": "colwise",
+        "connector.pooling.out_proj": "rowwise",
+        "connector.projector.gate_proj": "colwise",
+        "connector.projector.up_proj": "colwise",
+        "connector.projector.down_proj": "rowwise",
+    }
 
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
