@@ -538,3 +538,54 @@ def test_hidden_states_and_attentions(build_model, build_inputs):
     assert len(outputs.attentions) == 2
     length = inputs["input_ids"].shape[1]
     assert outputs.attentions[0].shape == (3, 4, length, length)
+
+
+@torch.no_grad
+@pytest.mark.parametrize("by_config", [False, True])
+def test_hidden_states_and_attentions_of_the_vision_tower(build_model, build_inputs, by_config):
+    model, inputs = build_model(attn_implementation="eager"), build_inputs()
+    tiles = {name: inputs[name] for name in ("pixel_values", "image_token_positions")}
+    expected = model.get_image_features(**tiles)
+    assert expected.hidden_states is None
+    assert expected.attentions is None
+    wanted = {"output_hidden_states": True, "output_attentions": True}
+    if by_config:
+        for name, value in wanted.items():
+            setattr(model.config.vision_config, name, value)
+    outputs = model.get_image_features(**tiles, **({} if by_config else wanted))
+    # The tower ends at block 2; before its outputs come the embeddings.
+    assert len(outputs.hidden_states) == 4
+    assert len(outputs.attentions) == 3
+    assert torch.equal(torch.cat([outputs.hidden_states[3], outputs.hidden_states[2]], dim=-1)[0], expected[0][0])
+    for features, others in zip(outputs.pooler_output, expected.pooler_output, strict=True):
+        assert torch.equal(features, others)
+
+
+@pytest.mark.parametrize("from_nothing", [False, True], ids=["built", "loaded"])
+def test_initial_weights(build_config, from_nothing):
+    """Of a new model, and of weights that a checkpoint lacks: the connector's follow from its widths."""
+    config = build_config(
+        vision_config={"hidden_size": 128},
+        connector_head_dim=64,
+        connector_intermediate_size=192,
+        text_config={"hidden_size": 128},
+    )
+    if from_nothing:
+        model, _ = JinaVLMModel.from_pretrained(None, config=config, state_dict={}, output_loading_info=True)
+    else:
+        model = JinaVLMModel(config)
+    linear = [module for module in model.connector.modules() if isinstance(module, torch.nn.Linear)]
+    assert len(linear) == 7
+    for layer in linear:
+        assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+    attention = model.vision_tower.encoder.layers[0].self_attn
+    assert attention.q_proj.weight.std().item() == pytest.approx((2 / (128 + 128)) ** 0.5, rel=0.1)  # as SigLIP's own
+    assert attention.q_proj.weight.abs().max() <= (6 / (128 + 128)) ** 0.5
+
+
+def test_tensor_parallel_plan(build_model):
+    """The head has an entry, and what is sharded exists."""
+    model = build_model()
+    assert "lm_head" in model.tp_plan
+    names = [name.replace("layers.0.", "layers.*.") for name, _ in model.named_modules()]
+    assert set(model.tp_plan) <= set(names)
