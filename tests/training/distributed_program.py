@@ -76,9 +76,9 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """All weights, whole, of a model that is divided among processes or not."""
     parameters = dict(model.named_parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters(list(parameters.values())):
+        with deepspeed.zero.GatheredParameters(list(parameters.values())):
             return {name: parameter.detach().clone() for name, parameter in parameters.items()}
     return {
         name.replace("_checkpoint_wrapped_module.", ""): parameter.full_tensor().detach().clone()
