@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -41,8 +42,10 @@ def register() -> None:
     AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     # The published model card loads the checkpoint with this class.
     AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
-    # Serving looks a model's task up by these names, which `register` leaves out.
+    # `transformers serve` loads models with this class, and looks their task up by the names, which `register` leaves out.
+    AutoModelForMultimodalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
+    modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
     register_checkpoint_conversion_mapping("jvlm", published_weights(), overwrite=True)
     for module in (transformers, auto, modeling_auto):
         if not hasattr(module, "AutoModelForVision2Seq"):
