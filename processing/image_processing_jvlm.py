@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -38,6 +36,7 @@ from transformers.utils import auto_docstring
 
 from ..configuration.configuration_jvlm import default_pooled_grid
 from ..configuration.published_checkpoint import translate_image_processor
+from .resizing import as_float, empty, image_size, resize
 from .tiling import TileGeometry
 
 
@@ -154,19 +153,17 @@ class JinaVLMImageProcessor(PilBackend):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         **kwargs,
-    ) -> torch.Tensor:
+    ) -> PIL.Image.Image | torch.Tensor:
         """
-        Decodes one picture to a tensor `[channels, height, width]` of its own number type.
+        Decodes one picture to an RGB picture of Pillow or a tensor `[3, height, width]` of its own number type.
 
         Pictures become RGB as Pillow converts them, which is also what `load_image` does: transparency is dropped.
         """
         if isinstance(image, PIL.Image.Image):
-            description = f"The {image.mode} image of {image.width}×{image.height} pixels"
-            try:
-                image = np.array(image.convert("RGB") if do_convert_rgb else image)
-            except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-                raise _undecodable(description, error) from error
-            input_data_format = ChannelDimension.LAST
+            image = _decode(image, do_convert_rgb)
+            if image.mode == "RGB" and image.width * image.height:
+                return image
+            image, input_data_format = np.array(image), ChannelDimension.LAST
         image = image.detach().cpu() if is_torch_tensor(image) else torch.from_numpy(_native(np.asarray(image)))
         shape = tuple(image.shape)
         if image.numel() == 0:
@@ -246,7 +243,7 @@ class JinaVLMImageProcessor(PilBackend):
 
     def _preprocess(
         self,
-        images: list[torch.Tensor],
+        images: list[PIL.Image.Image | torch.Tensor],
         size: SizeDict,
         resample: "PILImageResampling | int",
         do_resize: bool,
@@ -264,56 +261,46 @@ class JinaVLMImageProcessor(PilBackend):
         if resample not in _INTERPOLATION:
             raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {resample!r}.")
         images_kwargs = {"size": size, "do_resize": do_resize, "max_crops": max_crops, **kwargs}
-        geometry = self.geometry(images_kwargs)
+        geometry, mode = self.geometry(images_kwargs), _INTERPOLATION[resample]
+        tile_size, stride = geometry.tile_size, geometry.stride
+        mean, std = (
+            torch.tensor(values).expand(3) for values in ((image_mean, image_std) if do_normalize else (0.0, 1.0))
+        )
+        scale, shift = (1 / std).tolist(), -mean / std
 
-        def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-            """8-bit images `[N, 3, height, width]` stay 8-bit, others are resized as they are."""
-            if images.shape[-2:] == size:
-                return images
-            mode = _INTERPOLATION[resample]
-            # Channels as pictures of their own: with three at once, PyTorch's last bits depend on its thread count.
-            channels = images.float().flatten(0, 1).unsqueeze(1)
-            resized = F.interpolate(channels, size=size, mode=mode, align_corners=False, antialias=antialias)
-            resized = resized.view(*images.shape[:2], *size)
-            if images.dtype == torch.uint8:
-                return resized.round_().clamp_(0, 255).to(torch.uint8)
-            return resized.clamp_(images.min(), images.max()) if mode == "bicubic" else resized
-
-        def rescale(images: torch.Tensor) -> torch.Tensor:
+        def rescale(image: torch.Tensor) -> torch.Tensor:
             # x / 255, not x · (1/255): it is what the published code computes.
-            return images.float().div(1 / rescale_factor) if do_rescale else images.float()
+            return image.div_(1 / rescale_factor) if do_rescale else image
 
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
-        tiles, grids = {}, {}
-        grouped_images, grouped_index = group_images_by_shape(images, disable_grouping=False)
-        for shape, stacked in grouped_images.items():
+        def cut(canvas: torch.Tensor, grid: tuple[int, int], tiles: torch.Tensor) -> None:
+            """Writes the windows of a canvas, normalised, in one pass."""
+            windows = canvas.unfold(1, tile_size, stride).unfold(2, tile_size, stride)  # [3, rows, cols, size, size]
+            tiles = tiles.unflatten(0, grid).movedim(2, 0)
+            for channel in range(3):
+                torch.add(shift[channel], windows[channel], alpha=scale[channel], out=tiles[channel])
+
+        sizes = [self._first_size(*image_size(image), images_kwargs) for image in images]
+        grids = [geometry.select_grid(*size, max_crops) for size in sizes]
+        num_tiles = [1 + rows * cols for rows, cols in grids]
+        pixel_values = empty(sum(num_tiles), 3, tile_size, tile_size)
+        is_rescaled = do_resize or resize_in_float32
+        for image, size, grid, tiles in zip(images, sizes, grids, pixel_values.split(num_tiles), strict=True):
             if resize_in_float32:
-                stacked = rescale(stacked)
-            height, width = self._first_size(*stacked.shape[-2:], images_kwargs)
+                image = rescale(as_float(image))
             if do_resize:
-                stacked = resize(stacked, (height, width))
                 # Only the first resize of an 8-bit picture is rounded to its levels.
-                stacked = stacked if resize_in_float32 else rescale(stacked)
-            grid = geometry.select_grid(height, width, max_crops)
-            canvas = resize(stacked, geometry.canvas_size(grid))
-            thumbnail = resize(stacked, (geometry.tile_size, geometry.tile_size))
-            if not do_resize and not resize_in_float32:
-                canvas, thumbnail = rescale(canvas), rescale(thumbnail)
-            # [N, 3, rows, cols, size, size], a view of the overlapping windows
-            windows = canvas.unfold(2, geometry.tile_size, geometry.stride)
-            windows = windows.unfold(3, geometry.tile_size, geometry.stride)
-            output = canvas.new_empty(len(stacked), 1 + grid[0] * grid[1], 3, geometry.tile_size, geometry.tile_size)
-            output[:, 0] = thumbnail
-            output[:, 1:].unflatten(1, grid).copy_(windows.permute(0, 2, 3, 1, 4, 5))
-            tiles[shape] = output.sub_(mean).div_(std) if do_normalize else output  # [N, tiles, 3, size, size]
-            grids[shape] = torch.tensor([grid]).expand(len(stacked), -1)
+                image = resize(image, size, mode, antialias)
+                image = image if resize_in_float32 else rescale(image)
+            thumbnail = resize(image, (tile_size, tile_size), mode, antialias)
+            cut(thumbnail if is_rescaled else rescale(thumbnail), (1, 1), tiles[:1])
+            # In place of the picture itself, whose memory the tiles can have.
+            image = resize(image, geometry.canvas_size(grid), mode, antialias)
+            cut(image if is_rescaled else rescale(image), grid, tiles[1:])
 
-        grids = reorder_images(grids, grouped_index)
-        positions = [torch.from_numpy(geometry.token_positions(tuple(grid.tolist())).copy()) for grid in grids]
         data = {
-            "pixel_values": torch.cat(reorder_images(tiles, grouped_index)),
-            "image_token_positions": torch.cat(positions),
-            "image_grids": torch.stack(grids),
+            "pixel_values": pixel_values,
+            "image_token_positions": torch.cat([torch.tensor(geometry.token_positions(grid)) for grid in grids]),
+            "image_grids": torch.tensor(grids),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -324,6 +311,15 @@ def _native(array: np.ndarray) -> np.ndarray:
         raise ValueError(f"An image array must hold numbers, got dtype {array.dtype}.")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     return array if array.flags.writeable else array.copy()
+
+
+def _decode(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.Image.Image:
+    description = f"The {image.mode} image of {image.width}×{image.height} pixels"
+    try:
+        image.load()
+        return image.convert("RGB") if do_convert_rgb and image.mode != "RGB" else image
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise _undecodable(description, error) from error
 
 
 def _undecodable(description: str, error: Exception) -> ValueError:
