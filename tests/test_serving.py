@@ -1,0 +1,117 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Exported checkpoints served as people serve them: an answer to a request of OpenAI's chat API with a picture."""
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.import_utils import is_serve_available
+
+from examples.digits.pages import READ, held_out_pages
+from jvlm.conversion_scripts.export_to_hub import export_to_hub
+
+
+MODEL = Path(__file__).parents[1] / "examples" / "digits" / "model"
+SERVERS = {
+    "transformers": ["jvlm", "serve", "{folder}", "--dtype", "float32"],
+    # `vllm serve` is this module; the distribution for CPUs does not find its own version by that command.
+    "vllm": [
+        "vllm.entrypoints.openai.api_server",
+        *("--model", "{folder}", "--model-impl", "transformers", "--trust-remote-code"),
+        *("--dtype", "float32", "--enforce-eager"),
+    ],
+}
+IS_INSTALLED = {"transformers": is_serve_available(), "vllm": importlib.util.find_spec("vllm") is not None}
+SECONDS_TO_START = 240
+
+
+def get(url: str, body: dict | None = None) -> str:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=120) as response:
+        return response.read().decode()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """The small trained model, exported; tests must not change it."""
+    return export_to_hub(MODEL, tmp_path_factory.mktemp("exported") / "digits")
+
+
+@pytest.fixture(params=SERVERS)
+def server(request, exported, tmp_path):
+    """The address of a server of the exported model on this machine."""
+    if not IS_INSTALLED[request.param]:
+        pytest.skip(f"The server of {request.param} is not installed.")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [part.format(folder=exported) for part in SERVERS[request.param]]
+    log = tmp_path / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(SECONDS_TO_START):
+            assert process.poll() is None, log.read_text()[-3000:]
+            try:
+                get(f"{address}/health")
+                break
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(1)
+        else:
+            pytest.fail(f"The server did not start: {log.read_text()[-3000:]}")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def test_chat_request_with_a_picture(server, exported):
+    page = held_out_pages(12)[-1]  # of 3 × 4 tiles
+    buffer = io.BytesIO()
+    page.image.save(buffer, format="PNG")
+    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    text = {"type": "text", "text": READ}
+    content = [{"type": "image_url", "image_url": {"url": url}}, text]
+    request = {
+        "model": str(exported),
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    response = json.loads(get(f"{server}/v1/chat/completions", request))
+
+    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype="float32")
+    processor = AutoProcessor.from_pretrained(MODEL)
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image", "image": page.image}, text]}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    num_tokens = inputs["input_ids"].shape[1]
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=16)
+    choice = response["choices"][0]
+    assert choice["message"]["content"] == processor.decode(output[0, num_tokens:], skip_special_tokens=True)
+    assert choice["finish_reason"] == "stop"
+    assert response["usage"]["prompt_tokens"] == num_tokens
