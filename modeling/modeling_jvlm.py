@@ -328,7 +328,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
         first_block = 1 if keep_all else _FIRST_BLOCK
         layers = [block + first_block for block in self.config.vision_feature_layer]
-        vision_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
+        vision_outputs = self._encode_tiles(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([vision_outputs.hidden_states[layer] for layer in layers], dim=-1)
         # A black tile says nothing: the release hides it from the connector.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
@@ -354,6 +354,22 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             hidden_states=vision_outputs.hidden_states if keep_all else None,
             attentions=vision_outputs.attentions,
         )
+
+    def _encode_tiles(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        The vision tower's outputs for all tiles. Neighbours of equal pixels go through it once: a picture of one tile
+        has it as its thumbnail too.
+        """
+        is_new = torch.ones(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
+        is_new[1:] = (pixel_values[1:] != pixel_values[:-1]).flatten(1).any(dim=1)
+        if is_new.all():
+            return self.vision_tower(pixel_values, **kwargs)
+        outputs = self.vision_tower(pixel_values[is_new], **kwargs)
+        index = is_new.cumsum(0) - 1
+        for name in ("hidden_states", "attentions"):
+            if states := outputs.get(name):
+                outputs[name] = tuple(state if state is None else state[index.to(state.device)] for state in states)
+        return outputs
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor

@@ -3,6 +3,7 @@
 
 import inspect
 
+import PIL.Image
 import pytest
 import torch
 from torch.nn import functional as F
@@ -103,6 +104,35 @@ def test_only_used_hidden_states_are_kept(build_model, build_inputs):
     model(**inputs)
     assert len(kept) == 1
     assert sum(states is not None for states in kept[0]) == 2
+
+
+@torch.no_grad
+@layouts
+def test_equal_neighbours_are_encoded_once(build_model, build_processor, picture, layout):
+    """A thumbnail and a picture's only tile have the same pixels, and white tiles of a large picture have."""
+    model, processor = build_model(layout, attn_implementation="eager"), build_processor(layout)
+    white = PIL.Image.new("RGB", (136, 56), "white")
+    white.paste(picture(10, 10), (120, 40))
+    small = [picture(56, 56, 0), picture(40, 50, 1)]
+    inputs = processor(images=[*small, white], text="<|image|><|image|><|image|>", return_tensors="pt")
+    pixel_values, positions = inputs["pixel_values"], inputs["image_token_positions"]
+    assert len(pixel_values) == 2 + 2 + 4
+    encoded = []
+    model.model.vision_tower.register_forward_pre_hook(lambda module, args: encoded.append(args[0]))
+    outputs = model.get_image_features(pixel_values, positions, output_hidden_states=True, output_attentions=True)
+    # The thumbnail of the last picture differs from its tiles, of which the first two are all white.
+    distinct = [0, 2, 4, 5, 7]
+    assert torch.equal(encoded[0], pixel_values[distinct])
+    index = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4])
+    tower = model.model.vision_tower(pixel_values[distinct], output_hidden_states=True, output_attentions=True)
+    for states, distinct_states in zip(outputs.hidden_states, tower.hidden_states, strict=True):
+        assert torch.equal(states, distinct_states[index])
+    for states, distinct_states in zip(outputs.attentions, tower.attentions, strict=True):
+        assert torch.equal(states, distinct_states[index])
+    # All tiles at once differ in the last bits only: matrix products add up in an order that depends on their size.
+    everything = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    expected = torch.cat([everything[3], everything[2]], dim=-1)
+    torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=1e-5)
 
 
 # Features and their places
@@ -437,7 +467,9 @@ def test_images_are_encoded_once(build_model, build_inputs, count_calls, setting
     assert len(output) == 3 * settings.get("num_return_sequences", 1)
     if settings in ({}, {"use_cache": False}):
         assert torch.equal(output, expected)
-    assert calls == [inputs["pixel_values"].shape]
+    # The picture of one tile has it twice, as its thumbnail too.
+    num_tiles, *tile_shape = inputs["pixel_values"].shape
+    assert calls == [(num_tiles - 1, *tile_shape)]
 
 
 @layouts
