@@ -19,7 +19,16 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from datasets import Dataset, Image, IterableDataset, interleave_datasets, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    Value,
+    interleave_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForImageTextToText,
@@ -33,12 +42,10 @@ from transformers.utils import logging
 
 import jvlm  # noqa: F401 - makes the Auto classes know the model
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainingArguments
-from jvlm.training.data_collator import conversation
+from jvlm.training.data_collator import content_parts, conversation
 
 
-FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
-# The decoder's linear layers; those of the same names in the connector are trained fully.
-LORA_TARGETS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 @dataclass
@@ -47,7 +54,11 @@ class ModelArguments:
     dtype: str = field(default="float32", metadata={"help": "Number type of the weights: float32, bfloat16 or auto."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
     max_crops: int | None = field(default=None, metadata={"help": "Most tiles a picture is cut into."})
-    use_peft: bool = field(default=False, metadata={"help": "LoRA on the decoder; the connector is trained fully."})
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters, and the connector fully."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        metadata={"help": "Layers that get adapters; the connector's get none, they are trained themselves."},
+    )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
@@ -55,7 +66,11 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset_name: str = field(metadata={"help": "Hub id, folder of save_to_disk, or a JSON, JSONL or Parquet file."})
+    dataset_name: str = field(
+        metadata={
+            "help": "Hub id; JSON, JSONL or Parquet file; folder of such, named after splits, or of save_to_disk."
+        }
+    )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, if any."})
@@ -67,37 +82,56 @@ class DataArguments:
 
 
 def load_rows(data: DataArguments, name: str, split: str) -> Dataset | IterableDataset:
-    """Rows of a data set; paths of pictures in a local file count from the file's folder."""
+    """Rows of a data set; relative paths of pictures in local files count from the files' folder."""
     path = Path(name)
-    if path.is_dir() and any(path.glob("*.json")) and any(path.rglob("*.arrow")):
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = load_from_disk(name)
-        return rows[split] if isinstance(rows, dict) else rows
-    if path.suffix not in FILE_FORMATS:
-        rows = load_dataset(name, data.dataset_config, split=split, streaming=data.streaming)
+        rows = rows[split] if isinstance(rows, dict) else rows
+        return rows.to_iterable_dataset() if data.streaming else rows
+    if path.suffix in FILE_FORMATS:
+        options = {"path": FILE_FORMATS[path.suffix], "data_files": {split: name}}
     else:
-        files = {split: str(path)}
-        rows = load_dataset(FILE_FORMATS[path.suffix], data_files=files, split=split, streaming=data.streaming)
-        if rows.column_names and "images" in rows.column_names:
-            rows = rows.map(lambda row: {**row, "images": [_beside(path, image) for image in row["images"] or []]})
+        options = {"path": name, "name": data.dataset_config}
+    rows = load_dataset(**options, split=split, streaming=data.streaming)
     feature = (rows.features or {}).get("images")
     if isinstance(getattr(feature, "feature", None), Image):
         # Decoding is the collator's, in the workers of the DataLoader.
-        rows = rows.cast_column("images", type(feature)(Image(decode=False)))
+        return rows.cast_column("images", type(feature)(Image(decode=False)))
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        rows = rows.map(lambda row: {"images": [_beside(folder, image) for image in row.get("images") or []]})
     return rows
 
 
-def _beside(path: Path, image):
+def _beside(folder: Path, image):
     # URLs and base64 stay as they are.
-    return str(path.parent / image) if isinstance(image, str) and (path.parent / image).is_file() else image
+    return str(folder / image) if isinstance(image, str) and (folder / image).is_file() else image
+
+
+def mix(rows, text, share: float, seed: int) -> Dataset | IterableDataset:
+    """Rows with pictures and a share of rows without, in random order, until either are used up."""
+    columns = ["messages", "images"]
+    # Tables take nothing but rows of one type.
+    features = Features({name: rows.features[name] for name in columns}) if rows.features else None
+    content = features["messages"].feature["content"] if features else None
+
+    def as_rows_with_pictures(row: dict) -> dict:
+        messages = row["messages"]
+        if content != Value("string"):
+            messages = [{**message, "content": content_parts(message["content"])} for message in messages]
+        return {"messages": messages, "images": []}
+
+    text = text.map(as_rows_with_pictures, features=features, remove_columns=text.column_names)
+    return interleave_datasets([rows.select_columns(columns), text], probabilities=[1 - share, share], seed=seed)
 
 
 def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
-    """The model with LoRA adapters in its decoder and a connector that is trained fully."""
+    """The model with LoRA adapters and a connector that is trained fully."""
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=args.lora_target_modules,
         modules_to_save=["connector"],
         task_type="CAUSAL_LM",
     )
@@ -212,8 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     train_dataset = load_rows(data_args, data_args.dataset_name, data_args.dataset_train_split)
     if data_args.text_dataset_name is not None:
         text = load_rows(data_args, data_args.text_dataset_name, data_args.dataset_train_split)
-        shares = [1 - data_args.text_only_share, data_args.text_only_share]
-        train_dataset = interleave_datasets([train_dataset, text], probabilities=shares, seed=args.seed)
+        train_dataset = mix(train_dataset, text, data_args.text_only_share, args.seed)
     eval_dataset = None
     if data_args.dataset_test_split is not None:
         eval_dataset = load_rows(data_args, data_args.dataset_name, data_args.dataset_test_split)

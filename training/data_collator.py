@@ -82,7 +82,7 @@ def conversation(row: dict) -> list[dict]:
     """
     images = row.get("images") or []
     images = [_open(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
-    messages = [{**message, "content": _parts(message["content"])} for message in row["messages"]]
+    messages = [{**message, "content": content_parts(message["content"])} for message in row["messages"]]
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("there is no message of the assistant to learn from.")
     if images and all(isinstance(message["content"], str) for message in row["messages"]):
@@ -99,7 +99,7 @@ def conversation(row: dict) -> list[dict]:
     return messages
 
 
-def _parts(content: str | list[dict]) -> list[dict]:
+def content_parts(content: str | list[dict]) -> list[dict]:
     """A message's content as a list of parts, without the `None`s that a table of Arrow fills in."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
@@ -116,6 +116,6 @@ def _describe(row: dict) -> str:
     words = [
         part.get("text") or ""
         for message in row.get("messages") or []
-        for part in _parts(message.get("content") or "")
+        for part in content_parts(message.get("content") or "")
     ]
     return f"which begins with {' '.join(words).strip()[:60]!r}"
