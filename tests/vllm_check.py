@@ -1,8 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Checks that vLLM answers like Transformers: exports checkpoints of both layouts, asks vLLM's Transformers backend, which
-runs the exported code, and `generate` the same questions, without and with pictures, greedily in float32, and compares
-tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
+Checks that vLLM answers like Transformers: exports checkpoints of both layouts, asks vLLM's Transformers backend,
+which runs the exported code, and `generate` the same questions, without and with pictures, greedily and in float32,
+and compares tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
 
     python tests/vllm_check.py
 """
@@ -23,19 +23,32 @@ DIGITS = ROOT / "examples" / "digits" / "model"
 MAX_NEW_TOKENS = 16
 
 
-def ask_vllm(folder: Path, conversations: list[list[dict]], compiled: bool) -> list[list[dict]]:
+# What vLLM does otherwise than by default, or by default and otherwise than Transformers.
+MODES = {
+    "layer by layer": {"enforce_eager": True},
+    "compiled": {"enforce_eager": False},
+    "two processes": {"enforce_eager": True, "tensor_parallel_size": 2},
+}
+
+
+def ask_vllm(folder: str, conversations: list[list[dict]], mode: str) -> list[list[dict]]:
     """Answers one by one, and again all at once, when vLLM has the pictures and the prompts in its caches."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    settings = MODES[mode]
+    processes = settings.get("tensor_parallel_size", 1)
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(processes > 1))
+    if processes > 1:
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(map(str, sorted(os.sched_getaffinity(0))[:processes]))
     from vllm import LLM, SamplingParams
 
     model = LLM(
-        model=str(folder),
+        model=folder,
         model_impl="transformers",
         trust_remote_code=True,
         dtype="float32",
-        enforce_eager=not compiled,
         limit_mm_per_prompt={"image": 2},
         seed=0,
+        **settings,
     )
     greedy = SamplingParams(temperature=0, max_tokens=MAX_NEW_TOKENS)
     one_by_one = [model.chat([conversation], greedy, use_tqdm=False)[0] for conversation in conversations]
@@ -56,12 +69,12 @@ def ask_transformers(folder: Path, conversations: list[list[dict]]) -> list[dict
     processor = AutoProcessor.from_pretrained(folder)
     answers = []
     for conversation in conversations:
-        for message in conversation:
-            for part in message["content"]:
-                if part["type"] == "image_url":
-                    part.update(type="image", url=part.pop("image_url")["url"])
+        messages = json.loads(json.dumps(conversation))
+        for part in (part for message in messages for part in message["content"]):
+            if part["type"] == "image_url":
+                part.update(type="image", url=part.pop("image_url")["url"])
         inputs = processor.apply_chat_template(
-            conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         prompt = inputs["input_ids"][0].tolist()
@@ -84,7 +97,7 @@ def random_stitched_checkpoint(folder: Path) -> Path:
     torch.nn.init.normal_(model.model.connector.last_tile_embedding)
     # As published: vLLM knows no tokens that are never written, so they must be improbable.
     model.lm_head.weight.data[model.config.input_only_token_ids] = 0
-    model.save_pretrained(folder)
+    model.to(model.config.dtype).save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(DIGITS)
     processor.image_processor.layout = "stitched"
     JinaVLMProcessor(processor.image_processor, processor.tokenizer, add_bos_token=True).save_pretrained(folder)
@@ -121,56 +134,59 @@ def conversations() -> list[list[dict]]:
     ]
 
 
-def compare(name: str, folder: Path, asked: list[list[dict]], compiled: bool, workspace: Path) -> bool:
-    """Asks vLLM in a process of its own, which never imports the package, and prints how the answers compare."""
-    job, result = workspace / f"{name}.job.json", workspace / f"{name}.answers.json"
-    job.write_text(json.dumps({"folder": str(folder), "conversations": asked, "compiled": compiled}))
-    command = [sys.executable, __file__, "--job", str(job), "--result", str(result)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=workspace)
-    if finished.returncode != 0:
-        print(finished.stdout[-4000:], finished.stderr[-8000:], f"{name}: vLLM failed", sep="\n")
-        return False
-    answers = json.loads(result.read_text())
-    expected = ask_transformers(folder, asked)
+def compare(name: str, folder: Path, asked: list[list[dict]], expected: list[dict]) -> bool:
+    """Asks vLLM in every mode, in a process of its own that never imports the package, and prints how it compares."""
     equal = True
-    for how, found in zip(("one by one", "at once"), answers, strict=True):
-        same = [one == other for one, other in zip(expected, found, strict=True)]
-        lengths = [len(one["answer"]) for one in expected]
-        print(f"{name}, {how}: {sum(same)} of {len(same)} conversations equal, {sum(lengths)} tokens generated")
-        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
-            for part in ("prompt", "answer"):
-                if one[part] != other[part]:
-                    print(f"  {part} of conversation {index}\n    expected {one[part]}\n    found    {other[part]}")
-        equal &= all(same)
+    for mode in MODES:
+        job = folder.with_suffix(".job.json")
+        result = folder.with_suffix(".answers.json")
+        job.write_text(json.dumps({"folder": str(folder), "conversations": asked, "mode": mode}))
+        finished = subprocess.run(
+            [sys.executable, __file__, "--job", str(job), "--result", str(result)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=folder.parent,
+        )
+        if finished.returncode != 0:
+            print(finished.stdout[-4000:], finished.stderr[-8000:], f"{name}, {mode}: vLLM failed", sep="\n")
+            equal = False
+            continue
+        for how, found in zip(("one by one", "at once"), json.loads(result.read_text()), strict=True):
+            same = [one == other for one, other in zip(expected, found, strict=True)]
+            num_tokens = sum(len(one["answer"]) for one in expected)
+            print(f"{name}, {mode}, {how}: {sum(same)} of {len(same)} answers equal, {num_tokens} tokens")
+            for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+                for part in ("prompt", "answer"):
+                    if one[part] != other[part]:
+                        print(f"  {part} {index}\n    expected {one[part]}\n    found    {other[part]}")
+            equal &= all(same)
     return equal
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiled", action="store_true", help="let vLLM compile the language model, its default")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if args.job is not None:
-        job = json.loads(args.job.read_text())
-        job["folder"] = Path(job["folder"])
-        args.result.write_text(json.dumps(ask_vllm(**job)))
+        args.result.write_text(json.dumps(ask_vllm(**json.loads(args.job.read_text()))))
         return 0
 
     sys.path.insert(0, str(ROOT))
     from jvlm.conversion_scripts.export_to_hub import export_to_hub
 
+    equal = True
     with tempfile.TemporaryDirectory() as workspace:
         workspace = Path(workspace)
         sources = {"independent": DIGITS, "stitched": random_stitched_checkpoint(workspace / "source")}
-        equal = [
-            compare(name, export_to_hub(source, workspace / name), conversations(), args.compiled, workspace)
-            for name, source in sources.items()
-        ]
-    print("vLLM answers like Transformers" if all(equal) else "vLLM answers differently")
-    return 0 if all(equal) else 1
+        for name, source in sources.items():
+            asked = conversations()
+            folder = export_to_hub(source, workspace / name)
+            equal &= compare(name, folder, asked, ask_transformers(source, asked))
+    print("vLLM answers like Transformers" if equal else "vLLM answers differently")
+    return 0 if equal else 1
 
 
 if __name__ == "__main__":
