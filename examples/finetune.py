@@ -173,7 +173,8 @@ def draw_losses(logs: dict[str, list[dict]], path: Path) -> None:
                 axis.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 50 else None)
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -6,7 +6,8 @@ Estimates the memory that fine-tuning takes on each GPU, without a GPU and witho
 
 The model, at full size if no other is named, is built and run on tensors without storage. Weights, gradients and Adam
 states follow from its parameters by the formulas that are printed; what the backward pass keeps is counted as it is
-kept. Not counted: CUDA's own memory (about 1 GiB on each GPU), fragmentation, buffers of the communication.
+kept. Not counted: CUDA's own memory (about 1 GiB on each GPU), fragmentation, buffers of the communication, and the
+attention masks of rows that are padded.
 """
 
 import argparse
@@ -17,7 +18,6 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers import initialization as init
 
 from examples.finetune import ModelArguments, lora
 from jvlm import JinaVLMConfig
@@ -38,6 +38,16 @@ STRATEGIES = {
 
 def count(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def without_storage(model: nn.Module) -> None:
+    """Makes the tensors of a model on the meta device such that kernels of a device are chosen for them."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty_like(buffer, device="cpu")
+        for name, weight in module.named_parameters(recurse=False):
+            empty = torch.empty_like(weight, device="cpu")
+            module._parameters[name] = nn.Parameter(empty, requires_grad=weight.requires_grad)
 
 
 def kept_for_backward(model: nn.Module, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -73,7 +83,9 @@ def activations(model: nn.Module, batch_size: int, tiles: int, length: int) -> d
         return parts.connector(features, torch.zeros(tiles, dtype=bool), torch.zeros(tiles * cells, dtype=int))
 
     def decoder():
-        return parts.language_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        # Rows of one length: nothing is padded, and attention needs no mask.
+        mask = {"full_attention": None}
+        return parts.language_model(inputs_embeds=embeddings, attention_mask=mask, use_cache=False).last_hidden_state
 
     def loss():
         labels = torch.zeros(batch_size, length, dtype=int)
@@ -97,17 +109,16 @@ def estimate(
     `activations` and, with gradient checkpointing, `checkpointed`, both with what the backward pass adds at its peak.
     """
     is_divided = strategy in ("fsdp2", "deepspeed_zero3")
-    with FakeTensorMode(), init.no_init_weights():
+    with torch.device("meta"):
         dtype = "bfloat16" if is_divided or strategy == "lora" else "float32"
-        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        base = model
-        if strategy == "lora":
-            model = lora(base, ModelArguments(model_name_or_path=""))
-        model.train()
+        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        model = lora(base, ModelArguments(model_name_or_path="")) if strategy == "lora" else base
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        without_storage(model.train())
         kept = activations(base, batch_size, tiles, length)
-        base.gradient_checkpointing_enable()
+        # The name since Transformers 5.23, and the one before.
+        getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
         checkpointed = activations(base, batch_size, tiles, length)
-        base.gradient_checkpointing_disable()
 
     total, whole = count(model), 0
     if is_divided:
@@ -125,19 +136,22 @@ def estimate(
         adam = 2 * gradients
         gradients *= 2 if strategy == "ddp" else 1
 
-    # At its start the backward pass holds the gradient of the logits; later a block that is computed again.
+    # At its start the backward pass holds the gradient of the logits; later a block that is computed again. Before it,
+    # autocast keeps the weights that it has converted, which without checkpointing are kept for the backward pass anyway.
     logits = 4 * batch_size * length * config.text_config.vocab_size
     block = max(
         (kept["vision tower"] - checkpointed["vision tower"]) / len(base.model.vision_tower.encoder.layers),
         (kept["decoder"] - checkpointed["decoder"]) / len(base.model.language_model.layers),
     )
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    converted = sum(2 * layer.weight.numel() for layer in layers if layer.weight.dtype == torch.float32)
     return {
         "weights": weights,
         "gradients": gradients,
         "adam": adam,
         "whole": whole,
         "activations": sum(kept.values()) + logits,
-        "checkpointed": sum(checkpointed.values()) + max(logits, block - checkpointed["loss"]),
+        "checkpointed": sum(checkpointed.values()) + max(logits, block - checkpointed["loss"], converted),
     }
 
 

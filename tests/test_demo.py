@@ -13,6 +13,7 @@ from transformers import set_seed
 from benchmarks import full_size, parameters
 from examples.digits import demo, evaluate, train
 from examples.digits.pages import GRIDS, QUESTIONS, READ
+from examples.digits.vision_tower import PatchReader
 from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
 
@@ -25,10 +26,8 @@ def digits_model(tmp_path_factory):
     """A folder with the digit model's processor and an untrained model."""
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
-    processor = train.build_processor()
-    processor.save_pretrained(folder)
-    train.build_model(processor).save_pretrained(folder)
-    return folder
+    PatchReader().vision_tower.save_pretrained(folder / "vision_tower")
+    return train.compose(folder)
 
 
 @pytest.fixture
@@ -230,8 +229,10 @@ def test_files_and_commands_that_the_documents_name_exist():
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
         for module in re.findall(r"python -m (?:jvlm\.)?([\w.]+)", text):
-            if module.split(".")[0] not in ("pip", "pytest", "venv"):
-                assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{document}: python -m {module}"
+            if module.split(".")[0] not in ("pip", "pytest", "venv", "vllm"):
+                path = ROOT / module.replace(".", "/")
+                files = (path.with_suffix(".py"), path / "__main__.py")
+                assert any(file.exists() for file in files), f"{document}: python -m {module}"
         for target in re.findall(r"^make (\w+)", text, re.M):
             assert target in targets, f"{document}: make {target}"
         for link in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):

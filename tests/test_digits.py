@@ -2,35 +2,40 @@
 """The digit pages and the training script of the small model."""
 
 import json
-import math
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from skimage.measure import label, regionprops
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipVisionModel
 
 from examples.digits import train
+from examples.digits.evaluate import MODEL
 from examples.digits.pages import (
     COUNT,
+    DESCRIBE,
     GRIDS,
     LARGEST,
     MAX_DIGITS,
     NUM_HELD_OUT,
+    PAPER,
+    PATCH_SIZE,
     QUESTIONS,
     READ,
     DigitPages,
+    DigitTiles,
     Page,
     draw_page,
     held_out_pages,
     load_samples,
 )
+from jvlm.training import DataCollatorForJinaVLM
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return train.build_processor()
+    return AutoProcessor.from_pretrained(MODEL)
 
 
 def ink_coded_samples():
@@ -92,11 +97,11 @@ def test_no_held_out_sample_is_trained_on():
     assert not any(image.tobytes() in trained for image in held_out)
     assert len(held_out) == len(held_out_labels) == NUM_HELD_OUT
     assert len(images) == len(labels) > 3 * NUM_HELD_OUT
-    assert {image.tobytes() for image in DigitPages(8, 4).samples[0]} == trained
+    assert {image.tobytes() for image in DigitPages(8, QUESTIONS, 4).samples[0]} == trained
 
 
 def test_answers_are_right():
-    page = Page(PIL.Image.new("RGB", (50, 50)), [3, 1, 9, 2], (1, 1))
+    page = Page([[3, 1], [9, 2]])
     answers = {question: page.answer(question) for question in QUESTIONS}
     assert answers == {
         READ: "3 1 9 2",
@@ -107,8 +112,14 @@ def test_answers_are_right():
     }
 
 
+def test_captions_tell_the_lines():
+    page = Page([[3, 1], [9]])
+    assert page.answer(DESCRIBE) == "3 digits, line 1: 3 1, line 2: 9"
+    assert page.digits == [3, 1, 9]
+
+
 def test_training_rows_are_always_the_same_and_share_a_grid_in_a_batch(processor):
-    rows, again = DigitPages(400, 4), DigitPages(400, 4)
+    rows, again = DigitPages(400, QUESTIONS, 4, growth=0.5), DigitPages(400, QUESTIONS, 4, growth=0.5)
     grids = set()
     for start in (0, 100, 240, 396):
         batch = [rows[index] for index in range(start, start + 4)]
@@ -121,63 +132,78 @@ def test_training_rows_are_always_the_same_and_share_a_grid_in_a_batch(processor
         grids |= in_batch
     assert processor.image_processor.get_image_grid(*rows[0]["images"][0].size[::-1]) == (1, 1)  # pages start small
     assert len(grids) > 1
-    assert rows[0]["images"][0].tobytes() != DigitPages(400, 4, seed=1)[0]["images"][0].tobytes()
+    other = DigitPages(400, QUESTIONS, 4, growth=0.5, seed=1)
+    assert rows[0]["images"][0].tobytes() != other[0]["images"][0].tobytes()
+
+
+def test_pages_told_in_words_are_answered_like_pictures():
+    rows = DigitPages(60, [READ, COUNT], 4, text_only_share=0.5)
+    told = [row for row in map(rows.__getitem__, range(60)) if not row["images"]]
+    assert 15 < len(told) < 45
+    for row in told:
+        words = row["messages"][0]["content"][0]["text"]
+        digits = [word for word in words.split() if word != "/"]
+        answers = {
+            row["messages"][turn]["content"][-1]["text"]: row["messages"][turn + 1]["content"][0]["text"]
+            for turn in (0, 2)
+        }
+        assert answers == {READ: " ".join(digits), COUNT: str(len(digits))}
+    assert any("/" in row["messages"][0]["content"][0]["text"] for row in told)
 
 
 def test_labels_are_the_answers_and_their_end_marks(processor):
-    rows = [DigitPages(64, 4)[index] for index in (0, 20, 63)]
-    batch = train.Collator(processor)(rows)
-    assert set(batch) == {
-        "input_ids",
-        "attention_mask",
-        "labels",
-        "pixel_values",
-        "image_token_positions",
-    }
-    for row, input_ids, labels in zip(rows, batch["input_ids"], batch["labels"], strict=True):
-        answers = [
-            part["text"]
-            for message in row["messages"]
-            if message["role"] == "assistant"
-            for part in message["content"]
-        ]
-        assert len(answers) == 3
+    pages = DigitPages(64, [*QUESTIONS, DESCRIBE], 4)
+    rows = [pages[index] for index in (0, 20, 63)]
+    batch = DataCollatorForJinaVLM(processor)(rows)
+    for row, labels in zip(rows, batch["labels"], strict=True):
+        answers = [message["content"][0]["text"] for message in row["messages"] if message["role"] == "assistant"]
+        assert len(answers) == len(QUESTIONS) + 1
         expected = "".join(f" {answer}{train.END_OF_TEXT}" for answer in answers)
         assert processor.tokenizer.decode(labels[labels != -100]) == expected
-        assert (input_ids == labels)[labels != -100].all()
-        assert (labels != processor.image_token_id).all()
 
 
 def test_a_digit_is_one_token(processor):
     assert len(processor.tokenizer.tokenize(" 0 1 2 3 4 5 6 7 8 9")) == 10
 
 
-def test_the_model_goes_with_the_processor(processor):
-    model = train.build_model(processor)
-    assert model.config.text_config.vocab_size >= len(processor.tokenizer)
-    inputs = train.Collator(processor)([DigitPages(8, 4)[7]])
-    with torch.no_grad():
-        assert torch.isfinite(model(**inputs).loss)
+def test_patches_are_labelled_with_what_covers_their_centre():
+    tiles = DigitTiles(8)
+    tiles.samples = [PIL.Image.fromarray(np.full((8, 8), 255, np.uint8))] * 3, np.array([3, 5, 7])
+    inked = []
+    for tile in map(tiles.__getitem__, range(8)):
+        centres = tile["pixel_values"][0, PATCH_SIZE // 2 :: PATCH_SIZE, PATCH_SIZE // 2 :: PATCH_SIZE]
+        is_digit = (tile["labels"] != PAPER).reshape(centres.shape)
+        assert (centres[~is_digit] == 1).all()
+        assert set(tile["labels"]) <= {3, 5, 7, PAPER}
+        inked += (centres[is_digit] < 0).tolist()
+    # Samples that are turned leave the corners of their squares white.
+    assert len(inked) > 50
+    assert np.mean(inked) > 0.8
 
 
-def test_two_training_steps_leave_a_model_that_loads(tmp_path):
-    arguments = {
-        "output_dir": tmp_path,
-        "max_steps": 2,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "warmup_steps": 0,
-        "vision_steps": 2,
-        "per_device_train_batch_size": 2,
-        "dataloader_num_workers": 0,
+def test_every_step_leaves_what_the_next_one_needs(tmp_path):
+    steps = {"vision_steps": 2, "language_steps": 2, "caption_steps": 2, "question_steps": 2, "batch_size": 2}
+    arguments = {**steps, "output_dir": tmp_path, "num_workers": 0}
+    words = [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
+    train.main(words)
+    names = ["vision_tower", "composed", "language", "captions", "questions", "model"]
+    models = {name: AutoModelForImageTextToText.from_pretrained(tmp_path / name).state_dict() for name in names[1:]}
+    tower = SiglipVisionModel.from_pretrained(tmp_path / "vision_tower").state_dict()
+    for name, tensor in models["composed"].items():
+        if ".vision_tower." in name:
+            assert torch.equal(tensor, tower[name.removeprefix("model.vision_tower.")]), name
+        is_decoder = "language_model" in name or "lm_head" in name
+        assert is_decoder != torch.equal(tensor, models["language"][name]), name
+    assert all(tensor.dtype == torch.bfloat16 for tensor in models["model"].values())
+    for name, tensor in models["questions"].items():
+        assert torch.equal(tensor.bfloat16(), models["model"][name]), name
+    logs = json.loads((tmp_path / "model" / "training_log.json").read_text())
+    assert list(logs) == ["vision_tower", "language", "captions", "questions"]
+    assert (tmp_path / "model" / "losses.png").read_bytes().startswith(b"\x89PNG")
+
+    # What is complete is not done again.
+    changed = {
+        path: path.stat().st_mtime_ns for name in names[:-1] for path in (tmp_path / name).rglob("*.safetensors")
     }
-    train.main([word for name, value in arguments.items() for word in (f"--{name}", str(value))] + ["--use_cpu"])
-    log = json.loads((tmp_path / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
-    losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert len(losses) == 2
-    assert all(map(math.isfinite, losses))
-    assert losses[0] > 1  # an untrained model does not know the answers
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    before = train.build_model(AutoProcessor.from_pretrained(tmp_path))
-    assert model.num_parameters() == before.num_parameters()
-    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    train.main(words)
+    assert changed == {path: path.stat().st_mtime_ns for path in changed}

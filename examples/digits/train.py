@@ -105,6 +105,14 @@ def build_decoder(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def compose(folder: Path, seed: int = 0) -> Path:
+    """Composes a JinaVLM of a folder's `vision_tower` and a new decoder, in its folder `composed`."""
+    build_decoder(folder / "decoder")
+    return compose_from_pretrained(
+        folder / "vision_tower", folder / "decoder", folder / "composed", vision_feature_layer=[3, 1], seed=seed
+    )
+
+
 def stages(args: DigitsArguments) -> dict[str, tuple[DigitPages, dict]]:
     """Rows and training arguments of the stages that train the composed model, in their order."""
     questions = [*QUESTIONS, DESCRIBE]
@@ -143,16 +151,9 @@ def train(args: DigitsArguments) -> Path:
     if not (output / "vision_tower" / LOG).is_file():
         log = train_vision_tower(output / "vision_tower", args.vision_steps, **common)
         (output / "vision_tower" / LOG).write_text(json.dumps(log))
-    if not (output / "composed").is_dir():
-        build_decoder(output / "decoder")
-        compose_from_pretrained(
-            output / "vision_tower",
-            output / "decoder",
-            output / "composed",
-            vision_feature_layer=[3, 1],
-            seed=args.seed,
-        )
     start = output / "composed"
+    if not start.is_dir():
+        compose(output, args.seed)
     for name, (rows, settings) in stages(args).items():
         if not (output / name / LOG).is_file():
             training_args = JinaVLMTrainingArguments(
