@@ -18,10 +18,6 @@ from jvlm.processing.tiling import TileGeometry
 
 # The common tests look a class up by its name among Transformers' own; ours stands beside them.
 common.MODEL_MAPPING_NAMES = {**common.MODEL_MAPPING_NAMES, "jvlm": "JinaVLMModel"}
-common.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES = {
-    **common.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-    "jvlm": "JinaVLMForConditionalGeneration",
-}
 
 
 class JinaVLMModelTester:
