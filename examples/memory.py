@@ -137,7 +137,7 @@ def estimate(
         gradients *= 2 if strategy == "ddp" else 1
 
     # At its start the backward pass holds the gradient of the logits; later a block that is computed again. Before it,
-    # autocast keeps the weights that it has converted, which without checkpointing are kept for the backward pass anyway.
+    # autocast holds the weights that it has converted, which without checkpointing are kept for the backward pass.
     logits = 4 * batch_size * length * config.text_config.vocab_size
     block = max(
         (kept["vision tower"] - checkpointed["vision tower"]) / len(base.model.vision_tower.encoder.layers),

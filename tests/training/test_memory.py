@@ -1,0 +1,58 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The estimate of memory, beside a small model that is really there."""
+
+import pytest
+import torch
+
+
+pytest.importorskip("datasets")
+pytest.importorskip("peft")
+pytest.importorskip("matplotlib")
+
+from examples.memory import STRATEGIES, activations, estimate, main
+
+
+ROWS = {"batch_size": 2, "tiles": 3, "length": 50}
+
+
+def test_states_of_one_gpu_are_those_of_a_training_step(build_model, build_config):
+    model = build_model().train()
+    expected = estimate(build_config(), "one", **ROWS)
+    assert expected["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert expected["gradients"] == sum(parameter.grad.nbytes for parameter in model.parameters())
+    states = [state for of_one in optimizer.state.values() for state in of_one.values() if state.ndim]
+    assert expected["adam"] == sum(state.nbytes for state in states)
+
+
+def test_counted_activations_are_those_of_a_model_with_weights(build_model, build_config):
+    counted = sum(activations(build_model().train(), **ROWS).values())
+    logits = 4 * ROWS["batch_size"] * ROWS["length"] * build_config().text_config.vocab_size
+    assert estimate(build_config(), "one", **ROWS)["activations"] == counted + logits
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_makes_memory_less(build_config, strategy):
+    two, four = (estimate(build_config(), strategy, gpus=gpus, **ROWS) for gpus in (2, 4))
+    is_divided = strategy in ("fsdp2", "deepspeed_zero3")
+    for part in ("weights", "gradients", "adam"):
+        assert two[part] == four[part] * (2 if is_divided else 1)
+    assert two["checkpointed"] < two["activations"]
+    one_row = estimate(build_config(), strategy, **{**ROWS, "batch_size": 1})
+    assert one_row["activations"] < two["activations"]
+    assert estimate(build_config(), "lora", **ROWS)["adam"] < estimate(build_config(), "one", **ROWS)["adam"]
+
+
+def test_program(build_model, tmp_path, capsys):
+    build_model().save_pretrained(tmp_path)
+    main(["--model_name_or_path", str(tmp_path), "--strategy", "fsdp2", "--tiles", "2", "--length", "30"])
+    output = capsys.readouterr().out
+    assert f"P = {build_model().num_parameters():,} parameters" in output
+    assert "| fsdp2 |" in output
+    assert "| one |" not in output
+    with pytest.raises(SystemExit):
+        main(["--gpus", "0"])
+    assert "--gpus is 0, but must be at least 1" in capsys.readouterr().err
