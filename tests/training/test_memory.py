@@ -36,14 +36,13 @@ def test_counted_activations_are_those_of_a_model_with_weights(build_model, buil
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_what_makes_memory_less(build_config, strategy):
-    two, four = (estimate(build_config(), strategy, gpus=gpus, **ROWS) for gpus in (2, 4))
+    more = estimate(build_config(), strategy, gpus=2, **ROWS)
+    less = estimate(build_config(), strategy, gpus=4, **{**ROWS, "batch_size": 1})
     is_divided = strategy in ("fsdp2", "deepspeed_zero3")
     for part in ("weights", "gradients", "adam"):
-        assert two[part] == four[part] * (2 if is_divided else 1)
-    assert two["checkpointed"] < two["activations"]
-    one_row = estimate(build_config(), strategy, **{**ROWS, "batch_size": 1})
-    assert one_row["activations"] < two["activations"]
-    assert estimate(build_config(), "lora", **ROWS)["adam"] < estimate(build_config(), "one", **ROWS)["adam"]
+        assert more[part] == less[part] * (2 if is_divided else 1)
+    assert less["activations"] < more["activations"]
+    assert more["checkpointed"] < more["activations"]
 
 
 def test_program(build_model, tmp_path, capsys):
