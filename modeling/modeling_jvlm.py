@@ -248,6 +248,16 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
 
 
+def _places_of_images(image_token_positions: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Image of every tile, number of tokens of every image, and its first one among those of all images."""
+    # A thumbnail keeps all of its cells, so it is the only tile of its image whose first cell comes first.
+    is_first_tile = image_token_positions[:, 0] == 0
+    image_index = is_first_tile.cumsum(0) - 1  # [tiles]
+    num_tokens = image_token_positions.new_zeros(int(is_first_tile.sum()))
+    num_tokens = num_tokens.index_add(0, image_index, (image_token_positions >= 0).sum(dim=1))  # [images]
+    return image_index, num_tokens, num_tokens.cumsum(0) - num_tokens
+
+
 def _is_divided_by_fsdp(model: nn.Module) -> bool:
     # Whoever called it. Not every build of PyTorch has these.
     from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
@@ -334,18 +344,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
         features = features.masked_fill(is_black[:, None, None], 0)  # [tiles, patches, features]
 
-        # A thumbnail keeps all of its cells, so it is the only tile of its image whose first cell comes first.
-        is_first_tile = image_token_positions[:, 0] == 0
-        image_index = is_first_tile.cumsum(0) - 1  # [tiles]
+        image_index, num_tokens, first_token = _places_of_images(image_token_positions)
         is_kept = image_token_positions >= 0
-        num_tokens = image_token_positions.new_zeros(int(is_first_tile.sum()))
-        num_tokens = num_tokens.index_add(0, image_index, is_kept.sum(dim=1))  # [images]
-        first_token = num_tokens.cumsum(0) - num_tokens
         order = (image_token_positions + first_token[image_index][:, None])[is_kept]
         cell_indices = torch.empty_like(order)
         cell_indices[order] = is_kept.flatten().nonzero().squeeze(1)
 
-        image_features = self.connector(features, is_first_tile.roll(-1), cell_indices)
+        is_last_tile = (image_token_positions[:, 0] == 0).roll(-1)
+        image_features = self.connector(features, is_last_tile, cell_indices)
         image_token = torch.full((), self.config.image_token_id, dtype=torch.long, device=image_features.device)
         image_features = image_features + self.get_input_embeddings()(image_token).to(image_features)
         return BaseModelOutputWithPooling(
@@ -497,6 +503,42 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
+        r"""
+        Generates tokens, see [`~GenerationMixin.generate`]. A chat can go on from `past_key_values` with the inputs of
+        all of it: images that the cache holds are not encoded again.
+
+        Raises:
+            ValueError: if `past_key_values` ends within an image.
+        """
+        cache, input_ids = kwargs.get("past_key_values"), kwargs.get("input_ids") if inputs is None else inputs
+        if cache is not None and input_ids is not None and kwargs.get("pixel_values") is not None:
+            attention_mask = kwargs.get("attention_mask")
+            is_whole_chat = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
+            if is_whole_chat and (num_cached := int(cache.get_seq_length())):
+                is_new = self._is_new_tile(input_ids, num_cached, kwargs["image_token_positions"])
+                for name in ("pixel_values", "image_token_positions"):
+                    tiles = kwargs.pop(name)
+                    if is_new.any():
+                        kwargs[name] = tiles[is_new.to(tiles.device)]
+        return super().generate(inputs, *args, **kwargs)
+
+    def _is_new_tile(
+        self, input_ids: torch.LongTensor, num_cached: int, image_token_positions: torch.LongTensor
+    ) -> torch.BoolTensor:
+        """Which tiles are of images whose tokens come after the `num_cached` first of their sequence, `[tiles]`."""
+        image_index, num_tokens, first_token = _places_of_images(image_token_positions)
+        is_cached = (torch.arange(input_ids.shape[1], device=input_ids.device) < num_cached).expand_as(input_ids)
+        is_cached = is_cached[input_ids == self.config.image_token_id].to(first_token.device)  # [image tokens]
+        if len(is_cached) != num_tokens.sum():
+            return torch.ones_like(image_index, dtype=torch.bool)  # the model will say what does not match
+        if not torch.equal(is_cached[first_token], is_cached[first_token + num_tokens - 1]):
+            raise ValueError(
+                f"`past_key_values` holds {num_cached} tokens and ends within an image; crop it to the end or the "
+                "start of one."
+            )
+        return ~is_cached[first_token][image_index]
 
     @auto_docstring
     def get_image_features(

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import Qwen3Model, SiglipVisionModel, StaticCache
+from transformers import DynamicCache, Qwen3Model, SiglipVisionModel, StaticCache
 
 from jvlm import JinaVLMModel
 
@@ -470,6 +470,64 @@ def test_images_are_encoded_once(build_model, build_inputs, count_calls, setting
     # The picture of one tile has it twice, as its thumbnail too.
     num_tiles, *tile_shape = inputs["pixel_values"].shape
     assert calls == [(num_tiles - 1, *tile_shape)]
+
+
+@pytest.mark.parametrize("draft", ["model", "prompt"])
+def test_images_are_encoded_once_with_assistance(build_model, build_processor, picture, count_calls, draft):
+    model, inputs = build_model(), build_processor()(images=picture(90, 130), text="Who?", return_tensors="pt")
+    expected = model.generate(**inputs, **GREEDY)
+    settings = {"prompt_lookup_num_tokens": 2}
+    if draft == "model":
+        settings = {"assistant_model": build_model(text_config={"num_hidden_layers": 1})}
+    calls = count_calls(model.model.vision_tower)
+    assert torch.equal(model.generate(**inputs, **GREEDY, **settings), expected)
+    assert len(calls) == 1
+
+
+def chat_inputs(processor, messages):
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+@layouts
+def test_images_in_a_cache_are_not_encoded_again(
+    build_model, build_processor, picture, user, assistant, count_calls, layout
+):
+    model, processor = build_model(layout), build_processor(layout)
+    messages = [user(picture(90, 130), "Which of the two?")]
+    cache = DynamicCache(config=model.config.get_text_config())
+    calls = count_calls(model.model.vision_tower)
+    answer = None
+    for more in ([], [], [picture(60, 150, seed=1), picture(70, 70, seed=2)]):
+        if answer is not None:
+            messages += [assistant(answer), user(*more, "And now?")]
+        inputs = chat_inputs(processor, messages)
+        output = model.generate(**inputs, **GREEDY, past_key_values=cache)
+        num_tiles = sum(shape[0] for shape in calls)
+        calls.clear()
+        expected = model.generate(**inputs, **GREEDY)
+        all_tiles = sum(shape[0] for shape in calls)
+        calls.clear()
+        assert torch.equal(output, expected)
+        if answer is None:
+            first_tiles = all_tiles
+            assert num_tiles == all_tiles > 1
+        else:
+            assert num_tiles == all_tiles - first_tiles
+        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        # What is decoded must be encoded to the same tokens, or the cache is of another chat.
+        cache.crop(inputs["input_ids"].shape[1] - cache.get_seq_length())
+
+
+def test_a_cache_that_ends_within_an_image(build_model, build_processor, picture, user):
+    model, inputs = build_model(), chat_inputs(build_processor(), [user(picture(90, 130), "Which of the two?")])
+    cache = DynamicCache(config=model.config.get_text_config())
+    model.generate(**inputs, **GREEDY, past_key_values=cache)
+    is_image = inputs["input_ids"][0] == model.config.image_token_id
+    cache.crop(int(is_image.nonzero()[5]) - cache.get_seq_length())
+    with pytest.raises(ValueError, match="ends within an image"):
+        model.generate(**inputs, **GREEDY, past_key_values=cache)
 
 
 @layouts

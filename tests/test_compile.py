@@ -1,0 +1,82 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""What torch.compile makes of the model: whole graphs, the same numbers, no second compilation."""
+
+import pytest
+import torch
+from transformers import StaticCache
+
+
+LAYOUTS = ["independent", "stitched"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def build_inputs(build_processor, picture):
+    """A function (layout, height, width, seed) to the inputs of a prompt with one picture."""
+
+    def build(layout: str = "independent", height: int = 90, width: int = 130, seed: int = 0):
+        prompt = "<|image|> Which picture is darker?"
+        return build_processor(layout)(images=picture(height, width, seed), text=prompt, return_tensors="pt")
+
+    return build
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_decoding_is_one_graph_that_is_compiled_once(build_model, build_inputs, layout):
+    model = build_model(layout)
+    step = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=False)
+    for seed, (height, width) in enumerate([(90, 130), (60, 200)]):
+        inputs = build_inputs(layout, height, width, seed)
+        length = inputs["input_ids"].shape[1]
+        expected = model.generate(**inputs, do_sample=False, max_new_tokens=6, min_new_tokens=6)[0, length:]
+        cache = StaticCache(model.config.get_text_config(), max_cache_len=256)
+        token = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        tokens = [token.item()]
+        for position in range(length, length + 5):
+            # From the second token of the first picture on nothing may be compiled, whatever the length.
+            stance = "fail_on_recompile" if seed or position > length else "default"
+            with torch.compiler.set_stance(stance):
+                logits = step(input_ids=token, position_ids=torch.tensor([[position]]), past_key_values=cache).logits
+            token = logits[:, -1:].argmax(-1)
+            tokens.append(token.item())
+        assert tokens == expected.tolist()
+
+
+@torch.no_grad()
+def test_generate_compiles_for_a_static_cache(build_model, build_inputs, monkeypatch):
+    model, inputs = build_model(), build_inputs()
+    settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
+    expected = model.generate(**inputs, **settings)
+    compiled = []
+    compile_ = torch.compile
+    # Transformers compiles on accelerators alone; the compiler's own code generation would take a minute.
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **kwargs: compiled.append(f) or compile_(f, backend="eager", fullgraph=True)
+    )
+    monkeypatch.setattr(type(model), "_valid_auto_compile_criteria", lambda *args: True)
+    assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
+    assert compiled
+
+
+@torch.no_grad()
+def test_the_vision_tower_is_one_graph_for_any_number_of_tiles(build_model, build_inputs):
+    model = build_model()
+    tower = model.model.vision_tower
+    sizes = [(90, 130), (60, 200), (170, 140), (100, 100)]
+    batches = [build_inputs(height=height, width=width) for height, width in sizes]
+    assert len({len(batch["pixel_values"]) for batch in batches}) == 4
+    expected = [model(**batch).logits for batch in batches]
+    tower.forward = torch.compile(tower.forward, backend="eager", fullgraph=True)
+    for number, (batch, logits) in enumerate(zip(batches, expected, strict=True)):
+        pixel_values = batch["pixel_values"].clone()
+        torch._dynamo.mark_dynamic(pixel_values, 0)
+        with torch.compiler.set_stance("fail_on_recompile" if number else "default"):
+            output = model(**{**batch, "pixel_values": pixel_values})
+        torch.testing.assert_close(output.logits, logits)
