@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from torch.nn import functional as F
+from reference_tiles import expected_tiles
 from transformers import AutoImageProcessor, BatchFeature, image_utils
 
 from jvlm import JinaVLMImageProcessor
@@ -210,30 +210,8 @@ def test_orientation_tag(image_processor, picture, tmp_path):
     assert_equal(process(image_processor, opened), process(image_processor, image))
 
 
-def expected_tiles(array: np.ndarray, image_processor, first_size=None, antialias=False, mode="bilinear"):
-    """Tiles by hand: resized with PyTorch, rounded to 8 bits in the first resize, windows cut in a loop."""
-    kwargs = {"mode": mode, "align_corners": False, "antialias": antialias}
-
-    def resize(channels, size, is_first):
-        if channels.shape[-2:] == size:
-            return channels
-        # One channel at a time, which PyTorch resizes in the same way on any number of threads.
-        resized = torch.cat([F.interpolate(channel[None, None], size=size, **kwargs)[0] for channel in channels])
-        return resized.round().clamp(0, 255) if is_first else resized
-
-    channels = torch.from_numpy(array).permute(2, 0, 1).float()
-    is_first = True
-    if first_size is not None:
-        channels, is_first = resize(channels, first_size, True) / 255, False
-    rows, cols = image_processor.geometry().select_grid(*channels.shape[1:], image_processor.max_crops)
-    canvas = resize(channels, (rows * 40 + 16, cols * 40 + 16), is_first)
-    thumbnail = resize(channels, (56, 56), is_first)
-    tiles = [thumbnail]
-    tiles += [
-        canvas[:, 40 * row : 40 * row + 56, 40 * col : 40 * col + 56] for row in range(rows) for col in range(cols)
-    ]
-    tiles = torch.stack(tiles)
-    return (tiles / 255 if is_first else tiles) * 2 - 1
+def tiles_by_hand(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:
+    return expected_tiles(torch.from_numpy(array).permute(2, 0, 1), image_processor.geometry(), **kwargs)
 
 
 @pytest.mark.parametrize("size", [(90, 130), (56, 56), (96, 136), (30, 20), (17, 900), (16, 16)], ids=str)
@@ -241,7 +219,7 @@ def expected_tiles(array: np.ndarray, image_processor, first_size=None, antialia
 def test_tiles_are_windows_of_the_resized_picture(image_processor, picture, size, antialias):
     array = as_array(picture(*size))
     outputs = process(image_processor, array, antialias=antialias)
-    expected = expected_tiles(array, image_processor, antialias=antialias)
+    expected = tiles_by_hand(array, image_processor, antialias=antialias)
     assert outputs["pixel_values"].shape == expected.shape
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
@@ -250,7 +228,7 @@ def test_tiles_after_the_first_resize(image_processor, picture):
     array = as_array(picture(91, 133))
     outputs = process(image_processor, array, do_resize=True)
     # Sides to the nearest multiples of 8.
-    expected = expected_tiles(array, image_processor, first_size=(88, 136))
+    expected = tiles_by_hand(array, image_processor, first_size=(88, 136))
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
 
@@ -258,7 +236,7 @@ def test_bicubic_tiles(image_processor, picture):
     array = as_array(picture(90, 130))
     outputs = process(image_processor, array, resample=PIL.Image.Resampling.BICUBIC)
     torch.testing.assert_close(
-        outputs["pixel_values"], expected_tiles(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
+        outputs["pixel_values"], tiles_by_hand(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
     )
 
 
@@ -277,7 +255,7 @@ def test_first_resize(image_processor, picture, size, max_pixels, expected):
     grid = image_processor.geometry().select_grid(*expected, image_processor.max_crops)
     assert outputs["image_grids"].tolist() == [list(grid)]
     array = as_array(picture(*size))
-    tiles = expected_tiles(array, image_processor, first_size=expected)
+    tiles = tiles_by_hand(array, image_processor, first_size=expected)
     torch.testing.assert_close(outputs["pixel_values"], tiles, rtol=0, atol=1e-5)
 
 
