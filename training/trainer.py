@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -121,7 +122,8 @@ class JinaVLMTrainer(Trainer):
     """
     [`Trainer`] that gives vision tower, connector and language model learning rates and warm-ups of their own and
     leaves the modules in `args.freeze` alone. Takes [`JinaVLMTrainingArguments`]. `train(resume_from_checkpoint=True)`
-    goes on from the last checkpoint that is complete, or from the start where there is none.
+    goes on from the last checkpoint that is complete, or from the start where there is none. In several processes a
+    streaming data set of 🤗 Datasets begins again where it ends.
 
     Raises:
         ValueError: if nothing in the model has a name in `args.freeze`.
@@ -129,6 +131,10 @@ class JinaVLMTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        is_stream = isinstance(self.train_dataset, IterableDataset) and hasattr(self.train_dataset, "repeat")
+        if is_stream and self.args.world_size > 1:
+            # Files are divided among processes. One whose files hold fewer rows would be done first, the others wait.
+            self.train_dataset = self.train_dataset.repeat(None)
         for name in self.args.freeze or []:
             parts = [name, "lm_head"] if name == "language_model" else [name]
             frozen = [

@@ -22,6 +22,7 @@ from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainin
 
 
 ROWS_PER_STEP = 4
+STREAM_STEPS = 6  # more than there are rows for
 # Name of the run to its rows and training arguments. DDP finds out by itself which weights a process left out, unless
 # the backward pass recomputes the forward pass; all of them must do without.
 BOTH = {"mixed": ("mixed", {}), "text": ("text", {})}
@@ -31,7 +32,7 @@ RUNS = {
         "text": ("text", {"use_cpu": True, "ddp_find_unused_parameters": False}),
         "checkpointing": ("mixed", {"use_cpu": True, "gradient_checkpointing": True}),
     },
-    "fsdp2": BOTH,
+    "fsdp2": {**BOTH, "stream": ("stream", {"per_device_train_batch_size": 1})},
     "deepspeed_zero3": BOTH,
 }
 
@@ -41,26 +42,38 @@ def shard_on_cpu() -> None:
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
+def stream(rows: list[dict]):
+    """A streaming data set of two files, one for each process, that end at different steps."""
+    from datasets import IterableDataset
+
+    def read(files):
+        for file in files:
+            yield from file
+
+    return IterableDataset.from_generator(read, gen_kwargs={"files": [rows[:3], rows[3:]]})
+
+
 def train(folder: Path, rows: str, output: Path, **settings) -> tuple[JinaVLMTrainer, dict]:
     """Trains the model in `folder` on all of its `rows`, and evaluates it on `evaluation`; returns also the losses."""
     by_name = torch.load(folder / "rows.pt", weights_only=False)
+    is_stream = rows == "stream"
     args = JinaVLMTrainingArguments(
         output_dir=str(output),
         global_batch_size=ROWS_PER_STEP,
-        max_steps=len(by_name[rows]) // ROWS_PER_STEP,
+        max_steps=STREAM_STEPS if is_stream else len(by_name[rows]) // ROWS_PER_STEP,
         learning_rate=3e-3,
         train_sampling_strategy="sequential",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        ddp_timeout=60,
+        ddp_timeout=120,
         **settings,
     )
     trainer = JinaVLMTrainer(
         model=AutoModelForImageTextToText.from_pretrained(folder / "model", dtype="float32"),
         args=args,
-        train_dataset=by_name[rows],
+        train_dataset=stream(by_name["mixed"]) if is_stream else by_name[rows],
         data_collator=DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model")),
     )
     trainer.train()
@@ -91,9 +104,8 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def run_all(folder: Path, strategy: str) -> None:
     for name, (rows, settings) in RUNS[strategy].items():
         output = folder / strategy / name
-        trainer, seen = train(
-            folder, rows, output, per_device_train_batch_size=2, per_device_eval_batch_size=1, **settings
-        )
+        settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1, **settings}
+        trainer, seen = train(folder, rows, output, **settings)
         trainer.save_model()
         # The first process has pictures, the second has none; the loss is the process's own, not an average.
         rank = trainer.args.process_index
