@@ -1,11 +1,11 @@
-# make demo | test | lint | conformance: each first makes a virtual environment, .venv, with what it needs.
+# make demo | test | lint | conformance | bench: each first makes a virtual environment, .venv, with what it needs.
 # make vllm: has one of its own, .venv-vllm or VLLM_VENV=path, with the versions that vLLM asks for.
 # PYTHON=python3.12 chooses its Python, VENV=path its place. Which build of PyTorch it gets is up to pip's settings.
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test lint conformance matrix vllm
+.PHONY: demo test lint conformance matrix bench vllm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
@@ -30,6 +30,10 @@ conformance: $(VENV)/.conformance
 	tar -xzf transformers-$$version.tar.gz transformers-$$version/tests; }; }
 	$(VENV)/bin/python -m pytest -q -W ignore tests/conformance
 
+# Time and memory at a small size; ARGS="--size full --stages vision" for others.
+bench: $(VENV)/.bench
+	$(VENV)/bin/python -m benchmarks $(ARGS)
+
 # The tests on the oldest and on the newest versions that are supported, in environments of their own.
 matrix:
 	$(PYTHON) tests/matrix.py
@@ -48,6 +52,6 @@ $(VLLM_VENV)/.vllm: pyproject.toml | $(VLLM_VENV)/bin/python
 $(VENV)/bin/python $(VLLM_VENV)/bin/python:
 	$(PYTHON) -m venv $(dir $(@D))
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.conformance: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.conformance $(VENV)/.bench: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install -c constraints.txt -e '.[$*]'
 	touch $@

@@ -1,0 +1,83 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Results as a Markdown table and as a picture of how cost grows."""
+
+from pathlib import Path
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _gigabytes(num_bytes: int | None) -> str:
+    if num_bytes is None:
+        return ""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return ""
+    return f"1/{1 / ratio:.1f}" if ratio < 0.5 else f"{ratio:.2f}"
+
+
+def _notes(record: dict) -> str:
+    notes = []
+    if "tokens_per_second" in record:
+        notes.append(f"{record['tokens_per_second']:.2f} tokens/s")
+    if "held_memory" in record:
+        notes.append(f"holds {_gigabytes(record['held_memory'])}")
+    if "agreement" in record:
+        notes.append(f"{record['agreement']:.0%} of the answers as in bfloat16")
+    return ", ".join(notes)
+
+
+def table(results: list[dict]) -> str:
+    """
+    Args:
+        results (`list[dict]`): of `python -m benchmarks`, one for every stage.
+
+    Returns:
+        `str`: a Markdown table with the median seconds, peak memory and ratio of every case.
+    """
+    lines = [
+        "| stage | case | what | median | ratio | wanted | peak memory | |",
+        "|---|---|---|---:|---:|---|---:|---|",
+    ]
+    for result in results:
+        for record in result["records"]:
+            cells = (
+                f"{result['stage'].replace('_', ' ')}, {result['dtype']}",
+                record["case"],
+                record["name"],
+                _seconds(record["median"]),
+                _ratio(record["ratio"]),
+                record["wanted"],
+                _gigabytes(record["peak_memory"]),
+                _notes(record),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: list[dict], path: Path) -> bool:
+    """Draws the growth curves of the results; returns whether there are any. Needs matplotlib."""
+    curves = {}
+    for result in results:
+        for record in result["records"]:
+            if "axis" in record:
+                label = f"{record['name']}, {result['dtype']}"
+                points = curves.setdefault(record["axis"], {}).setdefault(label, [])
+                points.append((record["value"], record["median"]))
+    if not curves:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(curves), 3.5), layout="constrained")
+    for axes, (axis, lines) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+        for label, points in lines.items():
+            axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+        axes.set(xlabel=axis, ylabel="seconds", xlim=0, ylim=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,368 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""What is measured: every stage is a function from a `Bench` to its records, dicts that JSON can hold."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, DynamicCache, TorchAoConfig
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.utils import is_bitsandbytes_available, is_torchao_available, is_torchvision_available, logging
+
+from examples.digits.evaluate import MODEL as DIGITS_MODEL
+from examples.digits.evaluate import conversation
+from examples.digits.pages import MAX_DIGITS, QUESTIONS, held_out_pages
+from jvlm import JinaVLMImageProcessor
+
+from .conversion import measure as measure_in_new_process
+from .measure import Measurement, held_memory, measure
+from .models import OTHERS, TEXT_TOKENS, Bench, random_picture
+
+
+# Height and width of pictures, and the ratio to SmolVLM's Pillow image processor that is wanted.
+PICTURES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"}
+BATCHES = ((100, 100), (512, 512), (910, 1176))
+NUM_TILES = 13  # thumbnail and 3 × 4 tiles
+GREEDY = {"do_sample": False}
+
+
+def record(
+    case: str, name: str, measured: Measurement, yardstick: Measurement | None = None, wanted: str = "", **values
+) -> dict:
+    """One line of the table. `ratio` is that of the medians, this one's to the yardstick's."""
+    return {
+        "case": case,
+        "name": name,
+        "seconds": measured.seconds,
+        "median": measured.median,
+        "peak_memory": measured.peak_memory,
+        "ratio": measured.median / yardstick.median if yardstick else None,
+        "wanted": wanted,
+        **values,
+    }
+
+
+def compare(bench: Bench, case: str, functions: dict[str, Callable], wanted: str = "", rounds: int = 7) -> list[dict]:
+    """Records of functions measured in turns. The last one is the yardstick; `wanted` is of the first one's ratio."""
+    measured = measure(functions, bench.device, max_rounds=rounds, max_seconds=bench.max_seconds)
+    *_, yardstick = measured.values()
+    return [
+        record(case, name, each, None if each is yardstick else yardstick, wanted if index == 0 else "")
+        for index, (name, each) in enumerate(measured.items())
+    ]
+
+
+def image_processing(bench: Bench) -> list[dict]:
+    """Decoded pictures to tiles, against SmolVLM's Pillow image processor; the size is always that of the release."""
+    published = JinaVLMImageProcessor(layout="stitched", do_resize=True)
+    processors = {
+        "JinaVLM, published settings": published,
+        "JinaVLM, antialiased": JinaVLMImageProcessor(antialias=True),
+    }
+    if is_torchvision_available():
+        from transformers import Lfm2VlImageProcessor, Molmo2ImageProcessor, SmolVLMImageProcessor
+
+        for image_processor in (SmolVLMImageProcessor, Molmo2ImageProcessor, Lfm2VlImageProcessor):
+            processors[f"{image_processor.__name__}, torchvision"] = image_processor()
+    processors["SmolVLM, Pillow"] = SmolVLMImageProcessorPil()
+    records = []
+    for (height, width), wanted in PICTURES.items():
+        picture = random_picture(height, width)
+        for kind, image in (("Pillow's", picture), ("an array", np.asarray(picture))):
+            functions = {name: partial(process, image, return_tensors="pt") for name, process in processors.items()}
+            records += compare(bench, f"{width} × {height}, {kind}", functions, wanted)
+    for height, width in BATCHES:
+        pictures = [random_picture(height, width, seed) for seed in range(8)]
+        functions = {
+            "in one call": lambda pictures=pictures: published(pictures, return_tensors="pt"),
+            "one by one": lambda pictures=pictures: torch.cat(
+                [published(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+            ),
+        }
+        records += compare(bench, f"8 pictures of {width} × {height}", functions, "< 1")
+    return records
+
+
+def merge_images(model, prompt: dict) -> torch.Tensor:
+    """The whole image path of a `JinaVLMModel`: tower, connector, and features among the embeddings of the text."""
+    tiles = {name: prompt[name] for name in ("pixel_values", "image_token_positions")}
+    features = torch.cat(model.get_image_features(**tiles).pooler_output)
+    embeddings = model.get_input_embeddings()(prompt["input_ids"])
+    mask = model.get_placeholder_mask(prompt["input_ids"], embeddings, features)
+    return embeddings.masked_scatter(mask, features.to(embeddings))
+
+
+def vision(bench: Bench) -> list[dict]:
+    """Tower, connector and merge, against the bare tower."""
+    prompt = bench.prompt(bench.tiles(NUM_TILES))
+    functions = {
+        "tower, connector, merge": lambda: merge_images(bench.model.model, prompt),
+        "bare tower": lambda: bench.tower(prompt["pixel_values"]).last_hidden_state,
+    }
+    return compare(bench, f"{NUM_TILES} tiles", functions, "≤ 1.05, memory ≤ 1.1")
+
+
+def connector(bench: Bench) -> list[dict]:
+    """Connector and merge alone: the image path with a tower that has its answer ready."""
+    model, prompt, outputs = bench.model.model, bench.prompt(bench.tiles(NUM_TILES)), []
+    tower = model.vision_tower
+    hook = tower.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.inference_mode():
+        merge_images(model, prompt)
+    hook.remove()
+    forward, tower.forward = tower.forward, lambda *args, **kwargs: outputs[0]
+    try:
+        measured = measure({"": lambda: merge_images(model, prompt)}, bench.device, max_seconds=bench.max_seconds)
+    finally:
+        tower.forward = forward
+    return [record(f"{NUM_TILES} tiles", "connector, merge", measured[""])]
+
+
+def prefill(bench: Bench) -> list[dict]:
+    """Everything up to the first token's logits, against bare tower and bare decoder."""
+    prompt = bench.prompt(bench.tiles(NUM_TILES))
+    embeddings = bench.embeddings(*prompt["input_ids"].shape)
+
+    def bare():
+        bench.tower(prompt["pixel_values"])
+        return bench.decoder(inputs_embeds=embeddings, logits_to_keep=1, use_cache=True)
+
+    functions = {
+        "JinaVLM": lambda: bench.model(**prompt, logits_to_keep=1, use_cache=True),
+        "bare tower + bare Qwen3": bare,
+    }
+    case = f"{NUM_TILES} tiles and {TEXT_TOKENS} tokens of text, {embeddings.shape[1]} tokens in all"
+    return compare(bench, case, functions, "≤ 1.03")
+
+
+def decode(bench: Bench) -> list[dict]:
+    """Tokens that follow a long context, against the bare decoder's `generate`."""
+    context, num_tokens, records = bench.prompt(bench.tiles(NUM_TILES))["input_ids"].shape[1], 16, []
+    for batch_size in (1, 4):
+        input_ids, cache = bench.text(context + 1, batch_size), DynamicCache(config=bench.config.text_config)
+        text = bench.config.text_config
+        for layer in range(text.num_hidden_layers):
+            shape = (batch_size, text.num_key_value_heads, context, text.head_dim)
+            cache.update(*(torch.randn(shape, dtype=bench.dtype, device=bench.device) for _ in range(2)), layer)
+
+        def generate(model, input_ids=input_ids, cache=cache):
+            length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
+            mask = torch.ones_like(input_ids)
+            model.generate(input_ids, attention_mask=mask, past_key_values=cache, **GREEDY, **length)
+            cache.crop(context - cache.get_seq_length())
+
+        functions = {"JinaVLM": partial(generate, bench.model), "bare Qwen3": partial(generate, bench.decoder)}
+        rows = compare(bench, f"batch {batch_size} after {context} tokens", functions, "≤ 1/0.98")
+        records += [{**row, "tokens_per_second": batch_size * num_tokens / row["median"]} for row in rows]
+    return records
+
+
+def end_to_end(bench: Bench, other: str) -> list[dict]:
+    """Time to the first token and tokens per second about a picture of 3 × 4 tiles, against another model."""
+    num_tokens = 16
+    models = {"JinaVLM": (bench.model, bench.prompt(bench.tiles(NUM_TILES))), other: bench.other(other)}
+    first, later = {name: Measurement() for name in models}, {name: Measurement() for name in models}
+
+    class Clock:
+        """A streamer: `generate` gives it the prompt, then every token."""
+
+        def __init__(self):
+            self.times = []
+
+        def put(self, value):
+            self.times.append(time.perf_counter())
+
+        def end(self):
+            pass
+
+    def generate(name: str):
+        model, inputs = models[name]
+        clock, start, length = (
+            Clock(),
+            time.perf_counter(),
+            {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens},
+        )
+        model.generate(**inputs, **GREEDY, **length, streamer=clock)
+        first[name].seconds.append(clock.times[1] - start)
+        later[name].seconds.append((clock.times[-1] - clock.times[1]) / (num_tokens - 1))
+
+    functions = {name: partial(generate, name) for name in models}
+    measured = measure(functions, bench.device, max_rounds=4, max_seconds=bench.max_seconds)
+    records = []
+    for case, seconds in (("first token", first), ("a later token", later)):
+        for name in models:
+            seconds[name].seconds = seconds[name].seconds[-len(measured[name].seconds) :]
+            seconds[name].peak_memory = measured[name].peak_memory
+            length = models[name][1]["input_ids"].shape[1]
+            yardstick = seconds[other] if name != other else None
+            records.append(record(case, f"{name}, {length} tokens", seconds[name], yardstick))
+    return records
+
+
+def _load(folder: str, dtype: torch.dtype) -> None:
+    AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+
+
+def _read(folder: str, dtype: torch.dtype) -> None:
+    {name: tensor.to(dtype, copy=True) for name, tensor in load_file(f"{folder}/model.safetensors").items()}
+
+
+def loading(bench: Bench) -> list[dict]:
+    """`from_pretrained` of a checkpoint in one file, in new processes, against reading it with safetensors."""
+    measured = {"from_pretrained": Measurement(peak_memory=0), "safetensors": Measurement(peak_memory=0)}
+    with tempfile.TemporaryDirectory() as folder:
+        bench.model.save_pretrained(folder, max_shard_size="100GB")
+        num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in bench.model.parameters())
+        bench.forget()
+        for _ in logging.tqdm(range(3), desc="Loading"):
+            for measurement, function in zip(measured.values(), (_load, _read), strict=True):
+                seconds, peak = measure_in_new_process(function, folder, bench.dtype)
+                measurement.seconds.append(seconds)
+                measurement.peak_memory = max(measurement.peak_memory, peak)
+    case, loaded, read = f"{num_bytes / 1e6:,.0f} MB", *measured.values()
+    allowed = (num_bytes + 0.5e9) / 1e9
+    return [
+        record(case, "from_pretrained", loaded, read, f"≤ 1.2, memory ≤ {allowed:.2f} GB"),
+        record(case, "safetensors", read),
+    ]
+
+
+def growth_tiles(bench: Bench) -> list[dict]:
+    """The image path by the number of tiles."""
+    records = []
+    for num_tiles in logging.tqdm((1, 2, 4, 7, 10, 13), desc="Tiles"):
+        prompt = bench.prompt(bench.tiles(num_tiles))
+        functions = {
+            "tower, connector, merge": partial(merge_images, bench.model.model, prompt),
+            "bare tower": partial(bench.tower, prompt["pixel_values"]),
+        }
+        records += bench.curve("tiles", num_tiles, compare(bench, f"{num_tiles} tiles", functions, rounds=3))
+    return records
+
+
+def growth_images(bench: Bench) -> list[dict]:
+    """Prefill by the number of pictures of a thumbnail and one tile each."""
+    records = []
+    for num_images in logging.tqdm((1, 2, 4, 8), desc="Images"):
+        prompt = bench.prompt(bench.tiles(2, num_images))
+        functions = {"JinaVLM": partial(bench.model, **prompt, logits_to_keep=1)}
+        records += bench.curve("images", num_images, compare(bench, f"{num_images} images", functions, rounds=3))
+    return records
+
+
+def growth_batch(bench: Bench) -> list[dict]:
+    """Prefill by the number of sequences with a picture of a thumbnail and one tile each."""
+    records = []
+    for batch_size in logging.tqdm((1, 2, 4, 8), desc="Batch"):
+        input_ids = bench.prompt(bench.tiles(2))["input_ids"].repeat(batch_size, 1)
+        prompt = {"input_ids": input_ids, **bench.tiles(2, batch_size)}
+        functions = {"JinaVLM": partial(bench.model, **prompt, logits_to_keep=1)}
+        records += bench.curve("batch", batch_size, compare(bench, f"batch {batch_size}", functions, rounds=3))
+    return records
+
+
+def growth_text(bench: Bench) -> list[dict]:
+    """Prefill by the number of tokens of text alone."""
+    records = []
+    for length in logging.tqdm((128, 256, 512, 1024, 2048), desc="Text"):
+        input_ids = bench.text(length)
+        functions = {
+            "JinaVLM": partial(bench.model, input_ids, logits_to_keep=1),
+            "bare Qwen3": partial(bench.decoder, input_ids, logits_to_keep=1),
+        }
+        records += bench.curve("tokens of text", length, compare(bench, f"{length} tokens", functions, rounds=3))
+    return records
+
+
+def quantizations() -> dict:
+    """Weight-only quantisations of what is installed, by name."""
+    configs = {}
+    if is_torchao_available():
+        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+
+        configs["int8, torchao"] = TorchAoConfig(Int8WeightOnlyConfig())
+        int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
+        configs["int4, torchao"] = TorchAoConfig(int4)
+    if is_bitsandbytes_available():
+        configs["int8, bitsandbytes"] = BitsAndBytesConfig(load_in_8bit=True)
+        configs["nf4, bitsandbytes"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    return configs
+
+
+def answers(config=None, num_pages: int = 24) -> list[str]:
+    """Greedy answers of the shipped model in bfloat16, quantised as told, about held-out pages."""
+    processor, model = AutoProcessor.from_pretrained(DIGITS_MODEL), load_quantized(DIGITS_MODEL, config)
+    texts = []
+    for page in held_out_pages(num_pages):
+        for question in QUESTIONS:
+            inputs = processor.apply_chat_template(
+                conversation(page.image, question),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+            )
+            inputs = inputs.to(model.device, torch.bfloat16)
+            output = model.generate(**inputs, **GREEDY, max_new_tokens=4 + 2 * MAX_DIGITS)
+            texts.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def load_quantized(folder, config, device: str = "cpu"):
+    """A checkpoint in bfloat16, quantised as told."""
+    return AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=config, device_map=device
+    ).eval()
+
+
+def quantization(bench: Bench) -> list[dict]:
+    """Weight-only quantisations: speed and memory beside bfloat16, and answers of the shipped model that change."""
+    configs, records = quantizations(), []
+    if not configs:
+        raise RuntimeError("Neither torchao nor bitsandbytes is installed: pip install 'jvlm[bench]'.")
+    expected = answers()
+    with tempfile.TemporaryDirectory() as folder:
+        bench.model.to(torch.bfloat16).save_pretrained(folder)
+        bench.forget()
+        before = held_memory(bench.device)
+        plain = load_quantized(folder, None, str(bench.device))
+        plain_memory = held_memory(bench.device) - before
+        for name, config in logging.tqdm(configs.items(), desc="Quantisations"):
+            before = held_memory(bench.device)
+            model = load_quantized(folder, config, str(bench.device))
+            memory = held_memory(bench.device) - before
+            length = {"max_new_tokens": 16, "min_new_tokens": 16}
+            functions = {
+                each: partial(each_model.generate, bench.text(256), **GREEDY, **length)
+                for each, each_model in ((name, model), ("bfloat16", plain))
+            }
+            rows = compare(bench, "256 tokens, 16 new ones", functions, rounds=3)
+            given = answers(config)
+            same = sum(one == other for one, other in zip(given, expected, strict=True)) / len(given)
+            rows[0] |= {"held_memory": memory, "agreement": same}
+            rows[1] |= {"held_memory": plain_memory}
+            records += rows
+            del model
+    return records
+
+
+STAGES: dict[str, Callable[[Bench], list[dict]]] = {
+    "image_processing": image_processing,
+    "vision": vision,
+    "connector": connector,
+    "prefill": prefill,
+    "decode": decode,
+    **{f"end_to_end_{name.lower().replace('-', '_')}": partial(end_to_end, other=name) for name in OTHERS},
+    "loading": loading,
+    "growth_tiles": growth_tiles,
+    "growth_images": growth_images,
+    "growth_batch": growth_batch,
+    "growth_text": growth_text,
+    "quantization": quantization,
+}
