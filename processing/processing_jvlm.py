@@ -95,8 +95,8 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | N
 class JinaVLMProcessor(ProcessorMixin):
     r"""
     Raises:
-        ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself, or truncation
-            would cut a picture's tokens; the message names the prompt and the mend.
+        ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself or half of a
+            surrogate pair, or truncation would cut a picture's tokens; the message names the prompt and the mend.
     """
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, add_bos_token=False):
@@ -168,13 +168,22 @@ class JinaVLMProcessor(ProcessorMixin):
         return nested, text, *others
 
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Checks that there is a picture for every placeholder and no image token in any prompt."""
+        """Checks that there is a picture for every placeholder, and that every prompt is text without image tokens."""
         if text is None:
             super().validate_inputs(images=images, text=text, **kwargs)
             return
         if not all(isinstance(sample, str) for sample in text):
             raise ValueError("`text` must be a string or a list of strings.")
+        if not text:
+            raise ValueError("`text` is an empty list; give at least one prompt.")
         for index, sample in enumerate(text):
+            try:
+                sample.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(
+                    f"Prompt {index} contains {sample[error.start]!r}, half of a surrogate pair: a character was cut "
+                    'in two. Drop it, as `text.encode(errors="ignore").decode()` does.'
+                ) from error
             for token in IMAGE_TOKENS:
                 if token != self.image_token and token in sample:
                     raise ValueError(

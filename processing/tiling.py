@@ -55,6 +55,8 @@ class TileGeometry:
                 f"`overlap_margins` is {list(self.overlap_margins)}, but must be two numbers of patches, at least 0, "
                 f"that leave something of a tile of {self.patches_per_side} patches."
             )
+        if len(self.pooled_grid) != 2 or min(self.pooled_grid) < 1:
+            raise ValueError(f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}.")
         full = -(-self.patches_per_side // self.pooling_size)
         if self.layout == "stitched" and self.pooled_grid != (full, full):
             raise ValueError(

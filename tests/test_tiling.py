@@ -185,6 +185,8 @@ def test_positions_are_shared_and_read_only():
         ({"overlap_margins": (-1, 4)}, r"`overlap_margins` is \[-1, 4\]"),
         ({"overlap_margins": (14, 13)}, r"`overlap_margins` is \[14, 13\].*27 patches"),
         ({"overlap_margins": (4,)}, r"`overlap_margins` is \[4\]"),
+        ({"pooled_grid": (0, 14)}, r"`pooled_grid`.*\[0, 14\]"),
+        ({"pooled_grid": (13, 14, 1)}, r"`pooled_grid`.*\[13, 14, 1\]"),
         ({"pooled_grid": (13, 14), "layout": "stitched"}, r"`pooled_grid` is \[13, 14\].*\[14, 14\]"),
     ],
 )

@@ -1,0 +1,245 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Random prompts and conversations, control tokens among them: token by token against pieces tokenised on their own."""
+
+import base64
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from fuzzing import counts, effort
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+
+LAYOUTS = ["independent", "stitched"]
+END = "<|endoftext|>"
+MARKERS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
+CONTROL = ["<|image|>", END, " User:", " Assistant:", "<|", "im", "age|>", "<im_", "|>", "{{", "}}", "{%", "\0", "\n", "\r"]
+CONTROL += ["  ", "\ufeff", "\u202e", "é", "e\u0301", "🙂", "<s>", "\\", "'", '"', "%s"]
+WORDS = st.text(max_size=8) | st.sampled_from(CONTROL)
+TEXTS = st.lists(WORDS, max_size=6).map("".join)
+# One in a few has what is refused: an image token of its own, or half of a pair of surrogates.
+SPOILED_TEXTS = TEXTS | st.tuples(TEXTS, st.sampled_from([*MARKERS, "\ud83d"]), TEXTS).map("".join)
+IMAGES = st.tuples(st.integers(1, 150), st.integers(1, 150)).map(lambda size: PIL.Image.new("RGB", size, "green"))
+
+
+@pytest.fixture
+def processors(build_processor):
+    """A processor for every layout, without and with a BOS token."""
+    return {
+        (layout, add_bos_token): build_processor(layout, add_bos_token=add_bos_token)
+        for layout in LAYOUTS
+        for add_bos_token in (False, True)
+    }
+
+
+def image_ids(processor, image: PIL.Image.Image) -> list[int]:
+    """The tokens of one picture, written out by hand."""
+    ids = dict(zip(MARKERS, processor.tokenizer.convert_tokens_to_ids(MARKERS), strict=True))
+    rows, cols = processor.image_processor.get_image_grid(image.height, image.width)
+    if processor.image_processor.layout == "independent":
+        return [ids["<im_patch>"]] * (3 * 4 * (1 + rows * cols))
+    # Of 4 × 4 cells, tiles keep 3 a side next to a neighbour; between two, 5 patches are 3 cells too.
+    tokens = []
+    for height, width in ((4, 4), tuple(4 if count == 1 else 3 * count for count in (rows, cols))):
+        row = [ids["<im_patch>"]] * width + [ids["<im_col>"]]
+        tokens += [ids["<im_start>"], *row * height, ids["<im_end>"]]
+    return tokens
+
+
+def prompt_ids(processor, text: str, images: list[PIL.Image.Image]) -> list[int]:
+    """The tokens of a prompt with as many placeholders as pictures: those of its pieces, one after the other."""
+    if processor.add_bos_token and not text.startswith(END):
+        text = END + text
+    pieces = [processor.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split("<|image|>")]
+    ids = list(pieces[0])
+    for image, piece in zip(images, pieces[1:], strict=True):
+        ids += image_ids(processor, image) + piece
+    return ids
+
+
+def is_spoiled(text: str) -> bool:
+    return any(marker in text for marker in (*MARKERS, "\ud83d"))
+
+
+def with_placeholders(text: str, images: list) -> str:
+    """A prompt without placeholder gets its pictures at its start."""
+    return text if "<|image|>" in text else "<|image|>" * len(images) + text
+
+
+def assert_rows(processor, inputs, expected: list[list[int]], images: list):
+    """Ids, attention and types of a batch, padded or not, and a tile row for every tile."""
+    assert len(inputs["input_ids"]) == len(expected)
+    pads_left = processor.tokenizer.padding_side == "left"
+    length = max(map(len, expected))
+    for index, ids in enumerate(expected):
+        row = np.asarray(inputs["input_ids"][index]).tolist()
+        padding = [0] * (len(row) - len(ids))
+        assert not padding or len(row) == length
+        place = slice(len(padding), None) if pads_left else slice(None, len(ids))
+        assert row[place] == ids
+        mask = [1] * len(ids)
+        assert np.asarray(inputs["attention_mask"][index]).tolist() == (padding + mask if pads_left else mask + padding)
+        if "mm_token_type_ids" in inputs:
+            types = np.isin(row, processor.image_token_ids).astype(int).tolist()
+            assert np.asarray(inputs["mm_token_type_ids"][index]).tolist() == types
+    tiles = [processor.image_processor.get_number_of_image_patches(image.height, image.width) for image in images]
+    assert len(inputs.get("pixel_values", [])) == sum(tiles)
+
+
+@effort(short=150, long=3000)
+@given(data=st.data())
+def test_prompts(processors, data):
+    processor = processors[data.draw(st.sampled_from(list(processors)))]
+    settings, num_tokens = vars(processor).copy(), len(processor.tokenizer)
+    texts = data.draw(st.lists(SPOILED_TEXTS, min_size=1, max_size=3))
+    form = data.draw(st.sampled_from(["as many", "as many", "as many, flat", "any", "any, flat", "none"]))
+    rows = [
+        data.draw(st.lists(IMAGES, min_size=count, max_size=count))
+        if form.startswith("as many") and (count := text.count("<|image|>"))
+        else data.draw(st.lists(IMAGES, max_size=2))
+        for text in texts
+    ]
+    is_flat = form.endswith("flat")
+    if form == "as many, flat" and len(texts) > 1:
+        rows = [row if "<|image|>" in text else [] for text, row in zip(texts, rows, strict=True)]
+    images = sum(rows, [])
+    given_images = None if form == "none" else images if is_flat else rows
+    rows, images = ([[]] * len(texts), []) if form == "none" else (rows, images)
+    counts["prompts"] += len(texts)
+
+    # What is to be expected: one prompt's pictures are its own, flat or nested; flat ones are not told apart.
+    if not images:
+        fits = not any("<|image|>" in text for text in texts)
+        full = texts
+    elif is_flat and len(texts) > 1:
+        full = texts
+        fits = sum(text.count("<|image|>") for text in texts) == len(images)
+        places = iter(images)
+        rows = [[image for _, image in zip(range(text.count("<|image|>")), places)] for text in texts]
+    else:
+        full = [with_placeholders(text, row) for text, row in zip(texts, rows, strict=True)]
+        fits = all(text.count("<|image|>") == len(row) for text, row in zip(full, rows, strict=True))
+    is_valid = fits and not any(map(is_spoiled, texts))
+    expected = [prompt_ids(processor, text, row) for text, row in zip(full, rows, strict=True)] if is_valid else []
+
+    call = {"text": texts if len(texts) > 1 or data.draw(st.booleans()) else texts[0], "images": given_images}
+    call["return_mm_token_type_ids"] = data.draw(st.booleans())
+    max_length = data.draw(st.none() | st.integers(1, 120))
+    if max_length is not None:
+        call |= {"truncation": True, "max_length": max_length}
+        image_tokens = [np.isin(ids, processor.image_token_ids).sum() for ids in expected]
+        expected = [ids[:max_length] for ids in expected]
+        kept = [np.isin(ids, processor.image_token_ids).sum() for ids in expected]
+        is_valid = is_valid and image_tokens == kept
+    if data.draw(st.booleans()):
+        call |= {"padding": True, "return_tensors": data.draw(st.sampled_from(["pt", "np"]))}
+    if is_valid:
+        event("valid")
+        assert_rows(processor, processor(**call), expected, images)
+    else:
+        event("refused")
+        counts["prompts refused"] += 1
+        with pytest.raises(ValueError, match=r"<\|image\|>|Prompt \d contains|Truncation would cut|lists of images"):
+            processor(**call)
+    assert vars(processor) == settings
+    assert len(processor.tokenizer) == num_tokens
+
+
+def png(image: PIL.Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def image_part(form: str, image: PIL.Image.Image) -> dict:
+    value = {
+        "image": lambda: image,
+        "array": lambda: np.asarray(image),
+        "tensor": lambda: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+        "base64": lambda: png(image),
+        "url": lambda: "data:image/png;base64," + png(image),
+    }[form]()
+    # Arrays of one or three rows or columns could be read both ways.
+    return {"type": "image", form if form in ("base64", "url") else "image": value}
+
+
+@st.composite
+def conversations(draw) -> tuple[list[dict], list[tuple]]:
+    """A conversation, and what it says: (role, text or picture, ...) of every message."""
+    messages, said = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)
+        if draw(st.booleans()):
+            content = draw(SPOILED_TEXTS)
+            messages.append({"role": role, "content": content})
+            said.append((role, content))
+            continue
+        parts, pieces = [], []
+        for _ in range(draw(st.integers(0, 3))):
+            if role == "assistant" or draw(st.booleans()):
+                text = draw(SPOILED_TEXTS)
+                parts.append({"type": "text", "text": text})
+                pieces.append(text)
+            else:
+                image = draw(IMAGES.filter(lambda image: image.height > 4 and image.width > 4))
+                parts.append(image_part(draw(st.sampled_from(["image", "array", "tensor", "base64", "url"])), image))
+                pieces.append(image)
+        messages.append({"role": role, "content": parts})
+        said.append((role, pieces))
+    return messages, said
+
+
+def rendered(layout: str, said: list[tuple], add_generation_prompt: bool) -> tuple[str, list[str]]:
+    """A conversation's text, and what the assistant says in it."""
+    text, answers = "", []
+    for role, content in said:
+        text += f" {role.capitalize()}:"
+        if role == "assistant":
+            answers.append(" " + (content if isinstance(content, str) else "".join(content)) + END)
+            text += answers[-1]
+        elif isinstance(content, str):
+            text += " " + content
+        elif layout == "stitched":
+            text += " " + "".join(piece if isinstance(piece, str) else "<|image|>" for piece in content)
+        else:
+            text += "".join(" " + piece if isinstance(piece, str) else "<|image|>" for piece in content)
+    return text + (" Assistant:" if add_generation_prompt else ""), answers
+
+
+@effort(short=100, long=3000)
+@given(data=st.data())
+def test_conversations(processors, data):
+    (layout, add_bos_token) = data.draw(st.sampled_from(list(processors)))
+    processor = processors[layout, add_bos_token]
+    settings, num_tokens = vars(processor).copy(), len(processor.tokenizer)
+    chats, said = zip(*data.draw(st.lists(conversations(), min_size=1, max_size=2)), strict=True)
+    add_generation_prompt, with_mask = data.draw(st.booleans()), data.draw(st.booleans())
+    counts["conversations"] += len(chats)
+    texts, answers = zip(*(rendered(layout, chat, add_generation_prompt) for chat in said), strict=True)
+    rows = [[piece for _, content in chat for piece in content if not isinstance(piece, str)] for chat in said]
+    is_batch = len(chats) > 1 or data.draw(st.booleans())
+    assert processor.apply_chat_template(list(chats), add_generation_prompt=add_generation_prompt) == list(texts)
+
+    call = {"tokenize": True, "return_dict": True, "add_generation_prompt": add_generation_prompt}
+    call["processor_kwargs"] = {"padding": data.draw(st.booleans())}
+    call["return_assistant_tokens_mask"] = with_mask
+    given_chats = [*chats] if is_batch else chats[0]
+    if any(map(is_spoiled, texts)) or any(text.count("<|image|>") != len(row) for text, row in zip(texts, rows)):
+        event("refused")
+        counts["conversations refused"] += 1
+        with pytest.raises(ValueError, match=r"<\|image\|>|Prompt \d contains|lists of images"):
+            processor.apply_chat_template(given_chats, **call)
+    else:
+        event("valid")
+        inputs = processor.apply_chat_template(given_chats, **call)
+        expected = [prompt_ids(processor, text, row) for text, row in zip(texts, rows, strict=True)]
+        assert_rows(processor, inputs, expected, sum(rows, []))
+        for index, words in enumerate(answers if with_mask else []):
+            mask = inputs["assistant_masks"][index]
+            masked = [token for token, is_said in zip(inputs["input_ids"][index], mask, strict=True) if is_said]
+            assert processor.tokenizer.decode(masked) == "".join(words)
+    assert vars(processor) == settings
+    assert len(processor.tokenizer) == num_tokens
