@@ -310,6 +310,8 @@ def _native(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"An image array must hold numbers, got dtype {array.dtype}.")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if any(stride < 0 for stride in array.strides):  # an axis of one row counts as contiguous with any stride
+        array = array.copy()
     return array if array.flags.writeable else array.copy()
 
 

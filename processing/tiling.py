@@ -56,7 +56,10 @@ class TileGeometry:
                 f"that leave something of a tile of {self.patches_per_side} patches."
             )
         if len(self.pooled_grid) != 2 or min(self.pooled_grid) < 1:
-            raise ValueError(f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}.")
+            raise ValueError(
+                f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}; `pooling_size` is "
+                f"{self.pooling_size}, a tile has {self.patches_per_side} patches a side."
+            )
         full = -(-self.patches_per_side // self.pooling_size)
         if self.layout == "stitched" and self.pooled_grid != (full, full):
             raise ValueError(

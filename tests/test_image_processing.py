@@ -114,6 +114,14 @@ def test_arrays(image_processor, picture):
     assert_equal(process(image_processor, read_only), expected)
 
 
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)], ids=str)
+def test_reversed_arrays_of_one_row(image_processor, picture, size):
+    """NumPy calls them contiguous, but PyTorch takes no negative strides."""
+    array = as_array(picture(*size))
+    expected = process(image_processor, array[::-1, ::-1].copy())
+    assert_equal(process(image_processor, array[::-1, ::-1]), expected)
+
+
 def test_grey_arrays(image_processor, picture):
     image = picture(90, 130).convert("L")
     expected = process(image_processor, image)
