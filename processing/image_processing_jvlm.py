@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image processor of JinaVLM: pictures of any size to overlapping tiles and a thumbnail."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -164,7 +165,7 @@ class JinaVLMImageProcessor(PilBackend):
             if image.mode == "RGB" and image.width * image.height:
                 return image
             image, input_data_format = np.array(image), ChannelDimension.LAST
-        image = image.detach().cpu() if is_torch_tensor(image) else torch.from_numpy(_native(np.asarray(image)))
+        image = image.detach().cpu() if is_torch_tensor(image) else _from_numpy(np.asarray(image))
         shape = tuple(image.shape)
         if image.numel() == 0:
             raise ValueError(f"An image of shape {shape} is empty; leave it out of the batch.")
@@ -272,13 +273,6 @@ class JinaVLMImageProcessor(PilBackend):
             # x / 255, not x · (1/255): it is what the published code computes.
             return image.div_(1 / rescale_factor) if do_rescale else image
 
-        def cut(canvas: torch.Tensor, grid: tuple[int, int], tiles: torch.Tensor) -> None:
-            """Writes the windows of a canvas, normalised, in one pass."""
-            windows = canvas.unfold(1, tile_size, stride).unfold(2, tile_size, stride)  # [3, rows, cols, size, size]
-            tiles = tiles.unflatten(0, grid).movedim(2, 0)
-            for channel in range(3):
-                torch.add(shift[channel], windows[channel], alpha=scale[channel], out=tiles[channel])
-
         sizes = [self._first_size(*image_size(image), images_kwargs) for image in images]
         grids = [geometry.select_grid(*size, max_crops) for size in sizes]
         num_tiles = [1 + rows * cols for rows, cols in grids]
@@ -291,11 +285,17 @@ class JinaVLMImageProcessor(PilBackend):
                 # Only the first resize of an 8-bit picture is rounded to its levels.
                 image = resize(image, size, mode, antialias)
                 image = image if resize_in_float32 else rescale(image)
-            thumbnail = resize(image, (tile_size, tile_size), mode, antialias)
-            cut(thumbnail if is_rescaled else rescale(thumbnail), (1, 1), tiles[:1])
-            # In place of the picture itself, whose memory the tiles can have.
-            image = resize(image, geometry.canvas_size(grid), mode, antialias)
-            cut(image if is_rescaled else rescale(image), grid, tiles[1:])
+            # One channel of floats after the other stays in the processor's cache; bicubic ones are clipped together.
+            step = 1 if is_rescaled and mode == "bilinear" else 3
+            for first in range(0, 3, step):
+                part = image if step == 3 else image[first, None]
+                for frame, output in (((1, 1), tiles[:1]), (grid, tiles[1:])):  # the thumbnail is a frame of one tile
+                    canvas = resize(part, geometry.canvas_size(frame), mode, antialias)
+                    canvas = canvas if is_rescaled else rescale(canvas)
+                    windows = canvas.unfold(1, tile_size, stride).unfold(2, tile_size, stride)
+                    for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
+                        target = output[:, channel].unflatten(0, frame)
+                        torch.add(shift[channel], values, alpha=scale[channel], out=target)
 
         data = {
             "pixel_values": pixel_values,
@@ -305,14 +305,16 @@ class JinaVLMImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-def _native(array: np.ndarray) -> np.ndarray:
-    """The array with native byte order, positive strides and a type that PyTorch has."""
+def _from_numpy(array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor, without a copy unless its byte order or its strides make one necessary."""
     if array.dtype.kind not in "biuf":
         raise ValueError(f"An image array must hold numbers, got dtype {array.dtype}.")
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if any(stride < 0 for stride in array.strides):  # an axis of one row counts as contiguous with any stride
         array = array.copy()
-    return array if array.flags.writeable else array.copy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # read-only arrays, as Pillow's are, give tensors that nothing writes to
+        return torch.from_numpy(array)
 
 
 def _decode(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.Image.Image:

@@ -30,10 +30,10 @@ def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
 
 
 def as_float(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-    """A copy of a picture as float32 `[3, height, width]`."""
-    copy = empty(3, *image_size(image))
-    for index in range(3):
-        copy[index] = _channel(image, index)
+    """A copy of a picture, or of some of its channels, as float32 `[channels, height, width]`."""
+    copy = empty(len(image) if isinstance(image, torch.Tensor) else 3, *image_size(image))
+    for index, channel in enumerate(copy):
+        channel.copy_(_channel(image, index))
     return copy
 
 
@@ -48,13 +48,15 @@ def resize(
     Resizes a picture, aspect ratio not kept.
 
     Args:
-        image (`PIL.Image.Image` or `torch.Tensor` of shape `[3, height, width]`): the picture.
+        image (`PIL.Image.Image` or `torch.Tensor` of shape `[3, height, width]`): the picture. Of one in floats, any
+            of its channels.
         size (`tuple[int, int]`): new height and width.
         mode (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bilinear"`): the interpolation.
         antialias (`bool`, *optional*, defaults to `False`): whether to smooth what shrinks.
 
     Returns:
-        `torch.Tensor` of shape `[3, *size]`: float32, a new tensor; 8-bit pictures are rounded to their 256 levels.
+        `torch.Tensor` of shape `[channels, *size]`: float32, a new tensor; 8-bit pictures are rounded to their 256
+        levels.
     """
     height, width = image_size(image)
     if (height, width) == size:

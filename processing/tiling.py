@@ -57,8 +57,8 @@ class TileGeometry:
             )
         if len(self.pooled_grid) != 2 or min(self.pooled_grid) < 1:
             raise ValueError(
-                f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}; `pooling_size` is "
-                f"{self.pooling_size}, a tile has {self.patches_per_side} patches a side."
+                f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}; "
+                f"`pooling_size` is {self.pooling_size}, a tile has {self.patches_per_side} patches a side."
             )
         full = -(-self.patches_per_side // self.pooling_size)
         if self.layout == "stitched" and self.pooled_grid != (full, full):
