@@ -98,10 +98,10 @@ def merge_images(model, prompt: dict) -> torch.Tensor:
 
 def vision(bench: Bench) -> list[dict]:
     """Tower, connector and merge, against the bare tower."""
-    prompt = bench.prompt(bench.tiles(NUM_TILES))
+    prompt, model, tower = bench.prompt(bench.tiles(NUM_TILES)), bench.model.model, bench.tower
     functions = {
-        "tower, connector, merge": lambda: merge_images(bench.model.model, prompt),
-        "bare tower": lambda: bench.tower(prompt["pixel_values"]).last_hidden_state,
+        "tower, connector, merge": lambda: merge_images(model, prompt),
+        "bare tower": lambda: tower(prompt["pixel_values"]).last_hidden_state,
     }
     return compare(bench, f"{NUM_TILES} tiles", functions, "≤ 1.05, memory ≤ 1.1")
 
@@ -124,15 +124,15 @@ def connector(bench: Bench) -> list[dict]:
 
 def prefill(bench: Bench) -> list[dict]:
     """Everything up to the first token's logits, against bare tower and bare decoder."""
-    prompt = bench.prompt(bench.tiles(NUM_TILES))
+    prompt, model, tower, decoder = bench.prompt(bench.tiles(NUM_TILES)), bench.model, bench.tower, bench.decoder
     embeddings = bench.embeddings(*prompt["input_ids"].shape)
 
     def bare():
-        bench.tower(prompt["pixel_values"])
-        return bench.decoder(inputs_embeds=embeddings, logits_to_keep=1, use_cache=True)
+        tower(prompt["pixel_values"])
+        return decoder(inputs_embeds=embeddings, logits_to_keep=1, use_cache=True)
 
     functions = {
-        "JinaVLM": lambda: bench.model(**prompt, logits_to_keep=1, use_cache=True),
+        "JinaVLM": lambda: model(**prompt, logits_to_keep=1, use_cache=True),
         "bare tower + bare Qwen3": bare,
     }
     case = f"{NUM_TILES} tiles and {TEXT_TOKENS} tokens of text, {embeddings.shape[1]} tokens in all"
