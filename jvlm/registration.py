@@ -42,7 +42,7 @@ def register() -> None:
     AutoModelForImageTextToText.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     # The published model card loads the checkpoint with this class.
     AutoModelForCausalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
-    # `transformers serve` loads models with this class, and looks their task up by the names, which `register` leaves out.
+    # `transformers serve` loads models with this class and looks up their task by names that `register` leaves out.
     AutoModelForMultimodalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__

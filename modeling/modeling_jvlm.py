@@ -177,6 +177,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         # the ones below. Ours initialises with `transformers.initialization`, which leaves loaded weights alone.
         return False
 
+    def post_init(self):
+        super().post_init()
+        # FSDP by Accelerate fails if there are none of one of these, and SigLIP names parts of its text model too.
+        self._no_split_modules = {type(module).__name__ for module in self.modules()} & set(self._no_split_modules)
+
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, JinaVLMConnector) and module.last_tile_embedding is not None:
@@ -289,8 +294,6 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
         ]
         self.post_init()
-        # FSDP by Accelerate fails if there are none of one of these, and SigLIP names parts of its text model too.
-        self._no_split_modules = {type(module).__name__ for module in self.modules()} & set(self._no_split_modules)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()

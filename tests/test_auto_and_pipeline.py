@@ -2,6 +2,7 @@
 """The Auto classes and the image-text-to-text pipeline, on checkpoints in our layout and in the published one."""
 
 import base64
+import functools
 import importlib
 import io
 import subprocess
@@ -203,14 +204,19 @@ def test_generate_kwargs(pipe, picture, user):
     assert output[0]["generated_text"] == expected
 
 
-def test_processor_kwargs(pipe, picture, user):
+def test_processor_kwargs(pipe, picture, user, monkeypatch):
     chat = [user(picture(90, 500), "Who is this?")]
-    tiles = []
-    pipe.model.model.vision_tower.register_forward_pre_hook(
-        lambda module, args, kwargs: tiles.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
-    )
-    pipe(text=chat, generate_kwargs=GREEDY, processor_kwargs={"max_crops": 1})
-    assert tiles == [2]
+    tiles, encode = [], pipe.model.model.get_image_features
+
+    @functools.wraps(encode)
+    def count_and_encode(pixel_values, *args, **kwargs):
+        tiles.append(len(pixel_values))
+        return encode(pixel_values, *args, **kwargs)
+
+    monkeypatch.setattr(pipe.model.model, "get_image_features", count_and_encode)
+    for max_crops in (1, 2):
+        pipe(text=chat, generate_kwargs=GREEDY, processor_kwargs={"max_crops": max_crops})
+    assert tiles == [2, 3]
 
 
 def test_streamer(checkpoint, picture, user):
