@@ -205,7 +205,7 @@ def test_generate_kwargs(pipe, picture, user):
 
 
 def test_processor_kwargs(pipe, picture, user, monkeypatch):
-    chat = [user(picture(90, 500), "Who is this?")]
+    chat = [user(picture(500, 1200), "Who is this?")]
     tiles, encode = [], pipe.model.model.get_image_features
 
     @functools.wraps(encode)
