@@ -3,7 +3,7 @@
 Fine-tunes a JinaVLM on conversations about pictures, all of it or a part or by LoRA, on one device or many:
 
     python -m examples.finetune --model_name_or_path my-jina-vlm --dataset_name rows.jsonl --output_dir OUT \\
-        --stage instruction --dtype bfloat16 --bf16
+        --stage instruction --bf16
     accelerate launch --config_file examples/accelerate/fsdp2.yaml -m examples.finetune ...
 
 Rows are `{"messages": [...], "images": [...]}`, see [`DataCollatorForJinaVLM`]. All arguments of
@@ -38,6 +38,7 @@ from transformers import (
     ProcessorMixin,
     set_seed,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 import jvlm  # noqa: F401 - makes the Auto classes know the model
@@ -215,6 +216,8 @@ def generate_answers(model, processor, rows, batch_size: int = 8, max_new_tokens
 def evaluate(trainer: JinaVLMTrainer, model_args: ModelArguments, data_args: DataArguments, rows) -> None:
     """Evaluates what was saved, as a user will load it, and writes metrics and answers."""
     metrics = trainer.evaluate()
+    # One process alone loads the model: under ZeRO-3 loading would wait for the others.
+    unset_hf_deepspeed_config()
     if trainer.is_world_process_zero():
         options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
         output = Path(trainer.args.output_dir)
