@@ -186,6 +186,8 @@ def _compose_config(
     text.tie_word_embeddings = tie_word_embeddings
 
     vision = copy.deepcopy(vision)
+    # The path of a local folder is nobody else's business.
+    vision.name_or_path = text.name_or_path = ""
     # What does not fill a patch was never seen: 384 pixels are 27 patches of 14, or 378 pixels.
     tile_size = tile_size or vision.image_size // vision.patch_size * vision.patch_size
     vision.image_size = tile_size

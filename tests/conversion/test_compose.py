@@ -80,6 +80,14 @@ def test_folder_is_complete(composed, qwen3, tied, layout):
     assert str(qwen3(tied)) not in (composed / "README.md").read_text()
 
 
+def test_paths_of_the_sources_are_not_told(composed):
+    texts = {
+        file.name: file.read_text() for pattern in ("*.json", "*.md", "*.jinja") for file in composed.glob(pattern)
+    }
+    assert "config.json" in texts
+    assert [name for name, text in texts.items() if str(composed.parent) in text] == []
+
+
 def test_new_rows_are_near_the_mean_and_distinct(composed, qwen3, tied):
     weights = load_file(composed / "model.safetensors")
     source = load_file(qwen3(tied) / "model.safetensors")
