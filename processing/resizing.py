@@ -74,7 +74,7 @@ def resize(
 
     if not is_8bit:
         resized = interpolate(image)
-        return resized.clamp_(*image.aminmax()) if mode == "bicubic" else resized
+        return resized.clamp_(*image.float().aminmax()) if mode == "bicubic" else resized
     resized = empty(3, *size)
     for index in range(3):  # one after the other, so that there is never a float copy of the whole picture
         torch.round(interpolate(_channel(image, index)[None]), out=resized[index, None])

@@ -328,6 +328,8 @@ def test_side_ratio(processor, do_resize):
         ({"overlap_margins": [4, 4]}, ["`overlap_margins`", "[4, 4]"]),
         ({"overlap_margins": [1]}, ["`overlap_margins`", "[1]"]),
         ({"pooling_size": -1}, ["`pooling_size`", "-1"]),
+        ({"pooling_size": 8}, ["`pooled_grid`", "[0, 1]", "`pooling_size` is 8", "7 patches"]),
+        ({"pooled_grid": [3, 0]}, ["`pooled_grid`", "[3, 0]"]),
         ({"max_crops": 0}, ["`max_crops`", "0"]),
         ({"resample": PIL.Image.Resampling.LANCZOS}, ["`resample`", "BILINEAR"]),
         ({"layout": "stitched", "pooled_grid": [3, 4]}, ["`pooled_grid`", "[3, 4]"]),

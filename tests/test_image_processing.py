@@ -152,6 +152,14 @@ def test_floats_without_rescaling(image_processor, dtype):
     torch.testing.assert_close(outputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("resample", [PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
+def test_number_types_that_pytorch_can_do_little_with(image_processor, dtype, resample):
+    array = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)).to(dtype)
+    outputs = process(image_processor, array, resample=resample)
+    assert_equal(outputs, process(image_processor, array.float(), resample=resample))
+
+
 def test_floats_up_to_255(image_processor, picture):
     array = as_array(picture(96, 136))
     expected = process(image_processor, array, resize_in_float32=True)

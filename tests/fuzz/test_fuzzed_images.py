@@ -39,6 +39,7 @@ def state(processor) -> dict:
         "own": {name: value for name, value in vars(processor).items() if isinstance(value, (str, int, list))},
         "tokens": len(processor.tokenizer),
         "pillow": (PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES),
+        "warnings": list(warnings.filters),
     }
 
 
@@ -89,9 +90,7 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
             processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
         return
     text = "a <|image|>" * len(images)
-    inputs = processor(
-        images=given_images, text=text, return_tensors="pt", return_mm_token_type_ids=True, **settings
-    )
+    inputs = processor(images=given_images, text=text, return_tensors="pt", return_mm_token_type_ids=True, **settings)
     counts["pictures"] += len(images)
 
     predicted = processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
@@ -227,10 +226,10 @@ def files(draw) -> bytes:
     return bytes(content)
 
 
-def decoded(content: bytes, is_turned: bool) -> torch.Tensor | None:
+def decoded(file, is_turned: bool) -> torch.Tensor | None:
     """What Pillow makes of a file, turned upright if its orientation says so; `None` if it makes nothing of it."""
     try:
-        image = PIL.Image.open(io.BytesIO(content))
+        image = PIL.Image.open(file)
         if is_turned:
             image = PIL.ImageOps.exif_transpose(image)
         image.load()
@@ -264,7 +263,9 @@ def test_files(processor, tmp_path_factory, data):
             }[way]()
         except Exception:  # Pillow's own, before the processor sees anything
             return
-        expected = decoded(content, is_turned=way in ("path", "base64", "data"))
+        # By the same way: Pillow turns some TIFF files differently if it can map them into memory.
+        file = path if way in ("path", "opened") else io.BytesIO(content)
+        expected = decoded(file, is_turned=way in ("path", "base64", "data"))
         if expected is None:
             event(f"{way}, refused")
             assert_refused(processor, [image], settings, "cannot be decoded", "base64", "image")

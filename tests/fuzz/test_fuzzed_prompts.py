@@ -16,7 +16,23 @@ from hypothesis import strategies as st
 LAYOUTS = ["independent", "stitched"]
 END = "<|endoftext|>"
 MARKERS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
-CONTROL = ["<|image|>", END, " User:", " Assistant:", "<|", "im", "age|>", "<im_", "|>", "{{", "}}", "{%", "\0", "\n", "\r"]
+CONTROL = [
+    "<|image|>",
+    END,
+    " User:",
+    " Assistant:",
+    "<|",
+    "im",
+    "age|>",
+    "<im_",
+    "|>",
+    "{{",
+    "}}",
+    "{%",
+    "\0",
+    "\n",
+    "\r",
+]
 CONTROL += ["  ", "\ufeff", "\u202e", "é", "e\u0301", "🙂", "<s>", "\\", "'", '"', "%s"]
 WORDS = st.text(max_size=8) | st.sampled_from(CONTROL)
 TEXTS = st.lists(WORDS, max_size=6).map("".join)
@@ -81,7 +97,9 @@ def assert_rows(processor, inputs, expected: list[list[int]], images: list):
         place = slice(len(padding), None) if pads_left else slice(None, len(ids))
         assert row[place] == ids
         mask = [1] * len(ids)
-        assert np.asarray(inputs["attention_mask"][index]).tolist() == (padding + mask if pads_left else mask + padding)
+        assert np.asarray(inputs["attention_mask"][index]).tolist() == (
+            padding + mask if pads_left else mask + padding
+        )
         if "mm_token_type_ids" in inputs:
             types = np.isin(row, processor.image_token_ids).astype(int).tolist()
             assert np.asarray(inputs["mm_token_type_ids"][index]).tolist() == types
