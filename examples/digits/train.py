@@ -50,7 +50,7 @@ class DigitsArguments:
     vision_steps: int = field(default=9000, metadata={"help": "Steps of the vision tower."})
     language_steps: int = field(default=600, metadata={"help": "Steps of the decoder on pages told in words."})
     caption_steps: int = field(default=1500, metadata={"help": "Steps of the first stage, captions."})
-    question_steps: int = field(default=4400, metadata={"help": "Steps of the second stage, questions."})
+    question_steps: int = field(default=5300, metadata={"help": "Steps of the second stage, questions."})
     batch_size: int = field(default=32, metadata={"help": "Pages per step."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Of connector and decoder; the tower's is a third."})
     save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
