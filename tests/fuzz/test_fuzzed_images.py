@@ -86,7 +86,7 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
     hints = {name: value for name, value in settings.items() if name != "input_data_format"}
     if any(is_too_long(size, settings) for size in sizes):
         assert_refused(processor, given_images, settings, "max_aspect_ratio", "aspect ratio")
-        with pytest.raises(ValueError, match="aspect.ratio"):
+        with pytest.raises(ValueError, match=r"aspect.ratio"):
             processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
         return
     text = "a <|image|>" * len(images)
@@ -284,7 +284,7 @@ def test_one_processor_in_eight_threads(processor, data):
         images = [
             image.convert("RGB")
             for image in data.draw(st.lists(pictures(st.tuples(small, small)), min_size=1, max_size=3))
-            if image.mode != "I;16B"
+            if image.mode not in ("I;16B", "La")  # Pillow cannot convert them
         ]
         calls.append({"images": images, "text": "a <|image|>" * len(images), "return_tensors": "pt", **settings})
     before, expected = state(processor), [processor(**call) for call in calls]
