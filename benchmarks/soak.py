@@ -6,13 +6,15 @@ Asks a pipeline about random pictures for a while, and watches its memory and it
 
 Pictures are pages of handwriting and random colours of any size, mode and side ratio, alone or in pairs. Every fourth
 call repeats one of the first `NUM_REPEATED`, which must be answered as before: the exit status is 1 if one is not.
-The memory is the process's resident one. A line is fitted to it by least squares once the first sixth of the time,
-the warm-up, is over.
+The memory is the process's resident one, every few seconds: as it is, and after what was freed has been given back to
+the system, which leaves what is really held. Lines are fitted by least squares once the first sixth of the time, the
+warm-up, is over.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,12 @@ import jvlm  # noqa: F401 - makes the pipeline know the model
 from examples.digits.evaluate import MODEL
 from examples.digits.pages import GRIDS, MAX_DIGITS, QUESTIONS, draw_page, load_samples
 
+from .measure import release_free_memory
+
 
 NUM_REPEATED = 32
 WARM_UP = 1 / 6
+SECONDS_BETWEEN_SAMPLES = 5
 MODES = ("RGB", "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "F", "I;16")
 
 
@@ -51,13 +56,13 @@ def conversation(samples, seed: int, index: int) -> list[dict]:
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
-def fit_line(seconds: list[float], memory: list[int]) -> tuple[float, float, float]:
+def fit_line(seconds: Sequence[float], memory: Sequence[int]) -> tuple[float, float, float]:
     """
     Least squares line through memory over time.
 
     Args:
-        seconds (`list[float]`): times; at least two that differ.
-        memory (`list[int]`): bytes at these times.
+        seconds (`Sequence[float]`): times; at least two that differ.
+        memory (`Sequence[int]`): bytes at these times.
 
     Returns:
         `tuple[float, float, float]`: slope in bytes a second; the share of the memory's variance that the line
@@ -85,16 +90,16 @@ def soak(minutes: float = 30, model: str | Path = MODEL, seed: int = 0) -> list[
     samples, process = load_samples("train"), psutil.Process()
     ask = pipeline("image-text-to-text", model=str(model), dtype="float32")
     answers: dict[int, str] = {}
-    different, seconds, memory, num_calls, num_repeats = set(), [], [], 0, 0
-    start = time.monotonic()
+    different, memory, num_calls, num_repeats = set(), [], 0, 0
+    start, end = time.monotonic(), time.monotonic() + 60 * minutes
     with logging.tqdm(total=round(60 * minutes), desc="Soak", unit="s", mininterval=10) as progress:
-        while (elapsed := time.monotonic() - start) < 60 * minutes:
-            is_repeated = num_calls < NUM_REPEATED or num_calls % 4 == 0
-            index = (num_calls if num_calls < NUM_REPEATED else num_calls // 4) % NUM_REPEATED
-            index = index if is_repeated else num_calls
-            chat = conversation(samples, seed, index)
+        while time.monotonic() < end:
+            if num_calls < NUM_REPEATED:
+                index = num_calls
+            else:
+                index = num_calls // 4 % NUM_REPEATED if num_calls % 4 == 0 else num_calls
             (output,) = ask(
-                text=chat,
+                text=conversation(samples, seed, index),
                 return_full_text=False,
                 generate_kwargs={"do_sample": False, "max_new_tokens": 4 + 2 * MAX_DIGITS},
             )
@@ -103,24 +108,33 @@ def soak(minutes: float = 30, model: str | Path = MODEL, seed: int = 0) -> list[
                 num_repeats += index in answers
                 if answers.setdefault(index, output["generated_text"]) != output["generated_text"]:
                     different.add(index)
-            seconds.append(elapsed)
-            memory.append(process.memory_info().rss)
-            progress.update(int(elapsed) - progress.n)
-    warm = [time >= WARM_UP * 60 * minutes for time in seconds]
-    kept = [entry for entry, is_warm in zip(zip(seconds, memory, strict=True), warm, strict=True) if is_warm]
-    print(f"{num_calls} calls in {seconds[-1] / 60:.1f} minutes, {num_repeats} of them repeated ones")
-    if len(kept) > 1:
-        slope, explained, share = fit_line(*zip(*kept, strict=True))
-        values = [value for _, value in kept]
-        print(f"resident memory at the start {memory[0] / 1e6:.1f} MB, after the warm-up {values[0] / 1e6:.1f} MB")
-        print(f"  then {min(values) / 1e6:.1f} to {max(values) / 1e6:.1f} MB, at the end {values[-1] / 1e6:.1f} MB")
-        print(f"  slope {slope * 3600 / 1e6:+.2f} MB/hour: {share:+.2%} of the memory in the time measured")
-        print(f"  share of the variance that the line explains: {explained:.1%}")
+            seconds = time.monotonic() - start
+            if not memory or seconds - memory[-1][0] > SECONDS_BETWEEN_SAMPLES:
+                resident = process.memory_info().rss
+                release_free_memory()
+                memory.append((seconds, resident, process.memory_info().rss))
+            progress.update(int(seconds) - progress.n)
+    print(f"{num_calls} calls in {seconds / 60:.1f} minutes, {num_repeats} of them repeated ones")
+    report_memory([sample for sample in memory if sample[0] >= WARM_UP * seconds])
     if different:
         print(f"answered differently when repeated: conversations {sorted(different)}")
     else:
         print(f"all {len(answers)} repeated conversations were answered as before")
     return sorted(different)
+
+
+def report_memory(samples: list[tuple[float, int, int]]) -> None:
+    """Prints ranges and fitted lines of samples of seconds, resident memory and held memory, both in bytes."""
+    if len(samples) < 2:
+        print("too short to measure memory after the warm-up")
+        return
+    seconds, *series = zip(*samples, strict=True)
+    for name, values in zip(("resident memory", "after giving back what was freed"), series, strict=True):
+        slope, explained, share = fit_line(seconds, values)
+        print(
+            f"{name}: {min(values) / 1e6:.1f} to {max(values) / 1e6:.1f} MB, slope {slope * 3600 / 1e6:+.2f} MB/hour, "
+            f"{share:+.2%} of it in the time measured; the line explains {explained:.0%} of the variance"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
