@@ -176,7 +176,7 @@ def conversations(draw) -> tuple[list[dict], list[tuple]]:
     for _ in range(draw(st.integers(1, 4))):
         role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)
         if draw(st.booleans()):
-            content = draw(SPOILED_TEXTS)
+            content = draw(SPOILED_TEXTS.filter(bool))  # for an empty one, Transformers tokenises an empty list
             messages.append({"role": role, "content": content})
             said.append((role, content))
             continue
@@ -212,9 +212,6 @@ def rendered(layout: str, said: list[tuple], add_generation_prompt: bool) -> tup
     return text + (" Assistant:" if add_generation_prompt else ""), answers
 
 
-@pytest.mark.xfail(
-    reason="The last token of some conversations is not the one expected; not yet understood.", strict=False
-)
 @effort(short=100, long=3000)
 @given(data=st.data())
 def test_conversations(processors, data):
