@@ -13,7 +13,7 @@
 # limitations under the License.
 """Image processor of JinaVLM: pictures of any size to overlapping tiles and a thumbnail."""
 
-import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -312,9 +312,11 @@ def _from_numpy(array: np.ndarray) -> torch.Tensor:
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
     if any(stride < 0 for stride in array.strides):  # an axis of one row counts as contiguous with any stride
         array = array.copy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # read-only arrays, as Pillow's are, give tensors that nothing writes to
-        return torch.from_numpy(array)
+    if not array.flags.writeable:
+        # Nothing writes to it, so PyTorch need not warn; filters of warnings are shared by all threads.
+        interface = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+        array = np.asarray(SimpleNamespace(__array_interface__=interface, owner=array))
+    return torch.from_numpy(array)
 
 
 def _decode(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.Image.Image:

@@ -7,6 +7,7 @@ import io
 import itertools
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import PIL.Image
@@ -109,9 +110,18 @@ def test_arrays(image_processor, picture):
         torch.from_numpy(first).requires_grad_(False),
     ):
         assert_equal(process(image_processor, given), expected)
-    read_only = array.copy()
-    read_only.flags.writeable = False
-    assert_equal(process(image_processor, read_only), expected)
+
+
+def test_read_only_arrays(image_processor, picture, monkeypatch):
+    """They are taken without a warning and without a change of the filters of warnings, which all threads share."""
+    array = as_array(picture(90, 130))
+    expected = process(image_processor, array.copy())
+    array.flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(warnings, "catch_warnings", None)
+        assert_equal(process(image_processor, array), expected)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)], ids=str)

@@ -92,7 +92,7 @@ def assert_rows(processor, inputs, expected: list[list[int]], images: list):
     assert len(inputs.get("pixel_values", [])) == sum(tiles)
 
 
-@effort(short=150, long=3000)
+@effort(short=200, long=3000)
 @given(data=st.data())
 def test_prompts(processors, data):
     processor = processors[data.draw(st.sampled_from(list(processors)))]
@@ -212,7 +212,7 @@ def rendered(layout: str, said: list[tuple], add_generation_prompt: bool) -> tup
     return text + (" Assistant:" if add_generation_prompt else ""), answers
 
 
-@effort(short=100, long=3000)
+@effort(short=150, long=3000)
 @given(data=st.data())
 def test_conversations(processors, data):
     (layout, add_bos_token) = data.draw(st.sampled_from(list(processors)))
