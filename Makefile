@@ -1,17 +1,21 @@
-# make demo | test | lint | conformance | bench: each first makes a virtual environment, .venv, with what it needs.
+# make demo | test | fuzz | lint | conformance | bench: each first makes a virtual environment, .venv, with what it needs.
 # make vllm: has one of its own, .venv-vllm or VLLM_VENV=path, with the versions that vLLM asks for.
 # PYTHON=python3.12 chooses its Python, VENV=path its place. Which build of PyTorch it gets is up to pip's settings.
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 
-.PHONY: demo test lint conformance matrix bench vllm
+.PHONY: demo test fuzz lint conformance matrix bench vllm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
 
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
+
+# Random pictures, prompts and faults of checkpoints, other ones every time, for about a quarter of an hour.
+fuzz: $(VENV)/.test
+	JVLM_FUZZ=long $(VENV)/bin/python -m pytest -q tests/fuzz
 
 # mlinter compares files of one model with each other, so they must lie in one folder, as in a model repository.
 lint: $(VENV)/.lint

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..configuration.damaged_files import check_files
 from ..configuration.published_checkpoint import is_published_config
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
@@ -38,15 +39,18 @@ def local_folder(checkpoint: str | Path) -> Path:
 
     Raises:
         OSError: if it is neither a folder nor a repository that can be had.
+        ValueError: if one of its JSON or safetensors files is damaged.
     """
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    try:
-        return Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_FILES))
-    except (OSError, HFValidationError) as error:
-        raise OSError(
-            f"{checkpoint} is neither a folder nor a repository on the Hub that can be downloaded: {error}"
-        ) from error
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_FILES))
+        except (OSError, HFValidationError) as error:
+            raise OSError(
+                f"{checkpoint} is neither a folder nor a repository on the Hub that can be downloaded: {error}"
+            ) from error
+    check_files(folder)
+    return folder
 
 
 def read_config_file(folder: Path) -> dict:
@@ -96,7 +100,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or truncated ({error}); get it again.") from error
         if names is not None and (absent := set(names) - set(found)):
-            raise ValueError(f"{file} lacks weights that the index places in it: {_listed(absent)}.")
+            raise ValueError(f"{file} lacks weights that the index places in it: {listed(absent)}.")
         shapes.update(found)
     return shapes
 
@@ -169,10 +173,10 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
         optional.update(unused_published_shapes(config, needed) | biases)
 
     if missing := needed.keys() - found.keys():
-        raise ValueError(f"{folder} lacks weights: {_listed(missing)}. Check that the download is complete.")
+        raise ValueError(f"{folder} lacks weights: {listed(missing)}. Check that the download is complete.")
     allowed = needed | optional
     if surplus := found.keys() - allowed.keys():
-        raise ValueError(f"{folder} holds weights that JinaVLM has no place for: {_listed(surplus)}.")
+        raise ValueError(f"{folder} holds weights that JinaVLM has no place for: {listed(surplus)}.")
     for name, shape in found.items():
         if shape != allowed[name]:
             raise ValueError(
@@ -327,6 +331,7 @@ def _forget_code(part) -> None:
         del part.auto_map
 
 
-def _listed(names) -> str:
+def listed(names: Iterable[str]) -> str:
+    """The first names in order, and how many there are more."""
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -23,7 +23,8 @@ from ..processing.processing_jvlm import JinaVLMProcessor
 CODE_REPOSITORY = "jinaai/jina-vlm"
 
 # Differences that change nothing in what the model computes, or that are written elsewhere.
-_WITHOUT_EFFECT = {
+WITHOUT_EFFECT = {
+    "_from_model_config",
     "_name_or_path",
     "architectures",
     "auto_map",
@@ -55,7 +56,7 @@ def _updated(settings: dict, updates: dict) -> dict:
 
 
 def _refuse_differences(ours: dict, back: dict, path: str) -> None:
-    for name in sorted((ours.keys() | back.keys()) - _WITHOUT_EFFECT):
+    for name in sorted((ours.keys() | back.keys()) - WITHOUT_EFFECT):
         value, other = ours.get(name), back.get(name)
         if isinstance(value, dict) and isinstance(other, dict):
             _refuse_differences(value, other, f"{path}.{name}")

@@ -1,27 +1,36 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
 Compares two checkpoints of any layout on the same pictures and the same prompt, stage by stage: where they first
-differ is where to look. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
+differ is where to look. Behind these stages come all weights, bit by bit, and all settings, also those that picture
+and prompt do not depend on. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
 
     python -m jvlm.conversion_scripts.verify jinaai/jina-vlm my-copy --dtype float32 --image photo.jpg
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 import PIL.Image
 import torch
 from transformers.image_utils import load_image
 
-from .checkpoint_folder import DTYPES, load_model, load_processor, local_folder, run
+from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
+from ..processing.processing_jvlm import JinaVLMProcessor
+from .checkpoint_folder import DTYPES, listed, load_model, load_processor, local_folder, run
+from .published_files import WITHOUT_EFFECT
 
 
 PROMPT = "What is in this picture?"
 NUM_GREEDY_TOKENS = 8
+TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map")
 # Largest difference that counts as none, relative to the root mean square of a stage: rounding, in whatever order.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -33,9 +42,10 @@ class Stage:
 
     Args:
         name (`str`): the stage.
-        difference (`float`): largest absolute difference of values; of token ids, how many differ.
+        difference (`float`): largest absolute difference of values; of token ids, weights and settings, how many
+            differ.
         tolerance (`float`): largest difference that counts as none.
-        note (`str`): what prevents the comparison: other shapes.
+        note (`str`): what prevents the comparison, other shapes, or which weights or settings differ.
     """
 
     name: str
@@ -67,16 +77,29 @@ def verify(
         prompt (`str`, *optional*): what to ask about them.
 
     Returns:
-        `list[Stage]`: pixels, prompt tokens, vision features, connector, logits, greedy tokens, in this order.
+        `list[Stage]`: pixels, prompt tokens, vision features, connector, logits, greedy tokens, weights, settings, in
+        this order; without weights if the two have other number types.
 
     Raises:
         OSError, ValueError: if a checkpoint or a picture cannot be loaded.
     """
     images = [load_image(picture) for picture in image or [_drawn_picture()]]
-    outputs_a, dtype_a = _stage_outputs(a, dtype, images, prompt)
-    outputs_b, dtype_b = _stage_outputs(b, dtype, images, prompt)
-    relative = max(TOLERANCES[dtype_a], TOLERANCES[dtype_b])
-    return [_compare(name, outputs_a[name], outputs_b[name], relative) for name in outputs_a]
+    a, b = (_read(checkpoint, dtype, images, prompt) for checkpoint in (a, b))
+    relative = max(TOLERANCES[a.dtype], TOLERANCES[b.dtype])
+    stages = [_compare(name, output, b.outputs[name], relative) for name, output in a.outputs.items()]
+    if a.dtype == b.dtype:
+        stages.append(_compare_entries("weights", a.checksums, b.checksums))
+    return [*stages, _compare_entries("settings", a.settings, b.settings)]
+
+
+@dataclass
+class _Checkpoint:
+    """What a checkpoint computes in every stage; checksum by weight, 0 for zeros; value by setting."""
+
+    dtype: torch.dtype
+    outputs: dict[str, torch.Tensor]
+    checksums: dict[str, int]
+    settings: dict[str, Any]
 
 
 def _drawn_picture() -> PIL.Image.Image:
@@ -86,20 +109,19 @@ def _drawn_picture() -> PIL.Image.Image:
 
 
 @torch.inference_mode()
-def _stage_outputs(
-    checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str
-) -> tuple[dict[str, torch.Tensor], torch.dtype]:
+def _read(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> _Checkpoint:
     folder = local_folder(checkpoint)
     model = load_model(folder, dtype).eval()
     processor = load_processor(folder, model.config)
     content = [{"type": "image", "image": picture} for picture in images] + [{"type": "text", "text": prompt}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    chat = [{"role": "user", "content": content}]
+    try:
+        settings = _settings(model, processor)
+        inputs = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except jinja2.TemplateError as error:
+        raise ValueError(f"The chat template of {checkpoint} does not work: {error}") from error
     features = model.get_image_features(
         inputs["pixel_values"], image_token_positions=inputs["image_token_positions"], return_dict=True
     )
@@ -112,7 +134,60 @@ def _stage_outputs(
         "logits": model(**inputs).logits,
         "greedy tokens": greedy[0, inputs["input_ids"].shape[1] :],
     }
-    return outputs, model.dtype
+    checksums = {name: _checksum(weight) for name, weight in model.state_dict().items()}
+    return _Checkpoint(model.dtype, outputs, checksums, settings)
+
+
+def _checksum(weight: torch.Tensor) -> int:
+    return zlib.crc32(weight.contiguous().view(torch.uint8).numpy()) if weight.any() else 0
+
+
+def _settings(model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor) -> dict[str, Any]:
+    """All settings by their path, but for those that have no effect or only tell where a checkpoint comes from."""
+    tokenizer = processor.tokenizer
+    generation = model.generation_config.to_dict()
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # files may leave them to the tokenizer
+        given = (generation.pop(name), getattr(tokenizer, name), tokenizer.eos_token_id)
+        generation[name.replace("_id", "")] = next((token_id for token_id in given if token_id is not None), None)
+    # The padding and truncation are those of the last call.
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
+    groups = {
+        "config": model.config.to_dict(),
+        "generation_config": generation,
+        "image_processor": processor.image_processor.to_dict(),
+        "processor": {"add_bos_token": processor.add_bos_token},
+        "chat_template": {role: _written(processor, role) for role in ("system", "user", "assistant")},
+        "tokenizer": {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS},
+        "tokenizer.backend": {
+            name: json.dumps(part) for name, part in backend.items() if name not in ("padding", "truncation")
+        },
+    }
+    return dict(_by_path(groups, ""))
+
+
+def _written(processor: JinaVLMProcessor, role: str) -> list[str]:
+    """What the chat template makes of messages of a text and of parts, with and without asking for an answer."""
+    contents = ["a", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]]
+    if role != "assistant":
+        contents.append([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}])
+    messages = [{"role": role, "content": content} for content in contents]
+    chats = [[message] for message in messages] + [messages]
+    return [processor.apply_chat_template(chat, add_generation_prompt=add) for chat in chats for add in (False, True)]
+
+
+def _by_path(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if name not in WITHOUT_EFFECT:
+                yield from _by_path(part, f"{path}.{name}".removeprefix("."))
+    else:
+        yield path, value
+
+
+def _compare_entries(name: str, a: dict[str, Any], b: dict[str, Any]) -> Stage:
+    """Of what is missing on one side, zeros and `None` make no difference."""
+    differing = [entry for entry in a.keys() | b.keys() if (a.get(entry) or None) != (b.get(entry) or None)]
+    return Stage(name, len(differing), 0, note=listed(differing))
 
 
 def _compare(name: str, a: torch.Tensor, b: torch.Tensor, relative: float) -> Stage:

@@ -13,6 +13,7 @@
 # limitations under the License.
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..configuration.damaged_files import check_folder, naming_damaged_files
 
 
 # Index of block 0 in `output_hidden_states=[...]`: since 5.23 the embeddings count as hidden state 0.
@@ -198,15 +200,24 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         Loads a checkpoint, ours or one in the published layout; see [`~PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: if the checkpoint lacks weights of the model or holds others. With `output_loading_info=True`
-                the names are returned instead, for those who know what they do.
+            ValueError: if a file is damaged, or if the checkpoint lacks weights of the model or holds others. With
+                `output_loading_info=True` the latters' names are returned instead, for those who know what they do.
         """
-        model, loading_info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        if model.can_generate() and model.generation_config.suppress_tokens is None:
-            # The published generation config leaves it to its output head, which has no rows for image tokens.
-            model.generation_config.suppress_tokens = model.config.input_only_token_ids
+        folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        check_folder(folder, needs_config=kwargs.get("config") is None)
+        kwargs.setdefault("use_safetensors", True)  # a missing file is no reason to look for a pickle
+        with naming_damaged_files(folder):
+            model, loading_info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        if model.can_generate():
+            generation, text_config = model.generation_config, model.config.text_config
+            if generation.suppress_tokens is None:
+                # The published generation config leaves it to its output head, which has no rows for image tokens.
+                generation.suppress_tokens = model.config.input_only_token_ids
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if getattr(generation, name) is None:  # without an end, answers would go on to `max_new_tokens`
+                    setattr(generation, name, getattr(text_config, name))
         if output_loading_info:
             return model, loading_info
         if pretrained_model_name_or_path is not None:

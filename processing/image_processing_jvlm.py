@@ -41,6 +41,8 @@ from .resizing import as_float, empty, image_size, resize
 from .tiling import TileGeometry
 
 
+# What Pillow raises for files that are damaged, no pictures or too large.
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
@@ -145,7 +147,7 @@ class JinaVLMImageProcessor(PilBackend):
             return images[None] if getattr(images, "ndim", 3) == 2 else images
         try:
             return super().fetch_images(image_url_or_urls)
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        except _PILLOW_ERRORS as error:
             raise _undecodable(f"Image {image_url_or_urls[:200]!r}", error) from error
 
     def process_image(
@@ -324,7 +326,7 @@ def _decode(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.Image.Im
     try:
         image.load()
         return image.convert("RGB") if do_convert_rgb and image.mode != "RGB" else image
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except _PILLOW_ERRORS as error:
         raise _undecodable(description, error) from error
 
 
@@ -334,7 +336,8 @@ def _undecodable(description: str, error: Exception) -> ValueError:
         if isinstance(error, PIL.Image.DecompressionBombError)
         else "check that the file is complete and a picture"
     )
-    return ValueError(f"{description} cannot be decoded ({error}); {mend}.")
+    reason = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}…"  # may quote a whole picture in base64
+    return ValueError(f"{description} cannot be decoded ({reason}); {mend}.")
 
 
 __all__ = ["JinaVLMImageProcessor"]

@@ -19,6 +19,8 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import auto_docstring
 
+from ..configuration.damaged_files import naming_damaged_files
+
 
 IMAGE_PLACEHOLDER = "<|image|>"
 IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PLACEHOLDER]
@@ -96,7 +98,8 @@ class JinaVLMProcessor(ProcessorMixin):
     r"""
     Raises:
         ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself or half of a
-            surrogate pair, or truncation would cut a picture's tokens; the message names the prompt and the mend.
+            surrogate pair, or truncation would cut a picture's tokens; the message names the prompt and the mend. When
+            it is built, if the tokenizer has no EOS token.
     """
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, add_bos_token=False):
@@ -105,6 +108,11 @@ class JinaVLMProcessor(ProcessorMixin):
             Whether every sequence starts with the tokenizer's BOS token, its EOS token where it has none. The
             published checkpoint was trained so.
         """
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has no EOS token, with which answers end: set `tokenizer.eos_token`. Folders say it in "
+                "tokenizer_config.json."
+            )
         add_image_tokens(tokenizer)
         self.add_bos_token = add_bos_token
         self.image_token = IMAGE_PLACEHOLDER
@@ -115,6 +123,17 @@ class JinaVLMProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = CHAT_TEMPLATES[image_processor.layout]
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        r"""
+        Loads a processor, ours or one in the published layout; see [`~ProcessorMixin.from_pretrained`].
+
+        Raises:
+            ValueError: if a file of the folder is damaged; the message names it.
+        """
+        with naming_damaged_files(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):

@@ -243,7 +243,16 @@ def test_truncated_image(processor, picture, tmp_path, kind):
         assert_undecodable(processor.image_processor, [[picture(40, 40), PIL.Image.open(path)]], "130×90")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture at all", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "header"])
+NO_PICTURES = {
+    "empty": b"",
+    "text": b"no picture at all",
+    "header": b"\x89PNG\r\n\x1a\n",
+    "PPM": b"P4",
+    "GIF": b"GIF89a",
+}
+
+
+@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
 def test_files_that_are_no_pictures(processor, tmp_path, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
@@ -262,11 +271,12 @@ def test_errors_quote_no_whole_pictures(processor, picture):
     """A base64 string that cannot be decoded is not repeated from end to end."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)).save(buffer, "PNG")
-    text = base64.b64encode(buffer.getvalue()[:20_000]).decode()
-    assert len(text) > 20_000
-    with pytest.raises(ValueError) as error:  # noqa: PT011 - its length is checked below
-        processor.image_processor(text)
-    assert len(str(error.value)) < 1000
+    for content in (buffer.getvalue()[:20_000], bytes(20_000)):
+        text = base64.b64encode(content).decode()
+        assert len(text) > 20_000
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - its length is checked below
+            processor.image_processor(text)
+        assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("shape", [(0, 50, 3), (50, 0, 3), (3, 0, 0), (3, 50, 0), (0, 0)], ids=str)

@@ -10,7 +10,7 @@ from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.verify import format_table, main, verify
 
 
-STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens"]
+STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens", "weights", "settings"]
 CONNECTOR = "model.connector"
 
 

@@ -1,0 +1,243 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Random faults of a saved folder: whatever loads with other outputs is found by `verify`, everything else fails with an
+error that names the file or what is wrong in it, and no pickle is opened on the way.
+"""
+
+import json
+import pickle
+import random
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import jinja2
+import pytest
+import torch
+from fuzzing import IS_LONG, counts
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging
+
+from jvlm import JinaVLMProcessor
+from jvlm.conversion_scripts.verify import verify
+
+
+STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens", "weights", "settings"]
+NUM_FAULTS = 1000 if IS_LONG else 40  # of either layout
+SECONDS = 120  # by which nothing is done means that it hangs
+
+
+@pytest.fixture
+def original(build_model, build_processor, tmp_path):
+    """A function (layout) to a new folder of a small model in several shards, and a pickle that must stay unread."""
+
+    def build(layout: str) -> Path:
+        folder = tmp_path / "original"
+        build_model(layout).save_pretrained(folder, max_shard_size="60KB")
+        build_processor(layout, add_bos_token=layout == "stitched").save_pretrained(folder)
+        (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+        return folder
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def no_pickles(monkeypatch):
+    """Records who opens a pickle, even if the error is swallowed, and fails then; ends what hangs."""
+    opened = []
+
+    def refuse(*args, **kwargs):
+        opened.append(args)
+        raise AssertionError("a pickle was opened")
+
+    for module, name in ((torch, "load"), (pickle, "load"), (pickle, "Unpickler")):
+        monkeypatch.setattr(module, name, refuse)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+    logging.set_verbosity(verbosity)
+    assert not opened
+
+
+def flip(content: bytearray, rng: random.Random, places: range) -> int:
+    """Flips one bit, and tells in which byte."""
+    place = rng.choice(places)
+    content[place] ^= 1 << rng.randrange(8)
+    return place
+
+
+def damage(folder: Path, file: Path, rng: random.Random) -> str:
+    """
+    Damages a file in one of several ways, in place.
+
+    Returns:
+        `str`: the weight that is changed and no header with it, else an empty string.
+    """
+    kind = rng.choice(["flip", "flip", "flip", "truncate", "delete", "swap"])
+    content = bytearray(file.read_bytes())
+    if kind == "delete":
+        file.unlink()
+        return ""
+    shards = sorted(folder.glob("*.safetensors"))
+    if kind == "swap" and file in shards:
+        other = rng.choice([shard for shard in shards if shard != file])
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        return ""
+    if kind == "truncate":
+        file.write_bytes(content[: rng.randrange(len(content))])
+        return ""
+    if file not in shards or rng.random() < 0.4:
+        end = 8 + int.from_bytes(content[:8], "little") if file in shards else len(content)
+        flip(content, rng, range(end))
+        file.write_bytes(content)
+        return ""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    place = flip(content, rng, range(start, len(content))) - start
+    file.write_bytes(content)
+    return next(
+        name for name, entry in header.items() if name != "__metadata__" and place in range(*entry["data_offsets"])
+    )
+
+
+def is_readable(file: Path) -> bool:
+    """Whether a file is there and, if it is JSON or safetensors, can be read as such."""
+    try:
+        if file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt"):
+                pass
+    except (ValueError, SafetensorError, FileNotFoundError):
+        return False
+    return file.is_file()
+
+
+def outputs(folder: Path, picture) -> list[torch.Tensor]:
+    """What a checkpoint makes of two conversations: ids, pixels, logits and greedy tokens."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), JinaVLMProcessor.from_pretrained(folder)
+    question = [
+        {"type": "text", "text": "Who is this lady?"},
+        {"type": "image", "image": picture},
+        {"type": "text", "text": "Ada?"},
+    ]
+    chats = [
+        [{"role": "user", "content": question}],
+        [
+            {"role": "system", "content": "Be brief, please: zebra 3."},
+            {"role": "user", "content": question[1:]},
+            {"role": "assistant", "content": "Her name is Ada."},
+            {"role": "user", "content": "Which of the two pictures is darker?"},
+        ],
+    ]
+    results = []
+    for chat in chats:
+        inputs = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=5)
+            results += [inputs["input_ids"], inputs["pixel_values"], model(**inputs).logits, tokens]
+    return results
+
+
+def stage_of(weight: str) -> str:
+    """The first stage that can tell a change of a weight."""
+    if ".vision_tower." in weight:
+        return "vision features"
+    # The embedding of <im_patch> is added to what the connector gives.
+    return "connector" if ".connector." in weight or ".embed_tokens." in weight else "logits"
+
+
+def words_of(before: str, after: str) -> set[str]:
+    """The words that are new in a text."""
+    return set(re.findall(r'[^\s"\[\],:]{2,}', after)) - set(re.findall(r'[^\s"\[\],:]{2,}', before))
+
+
+def names_the_fault(error: Exception, file: Path, original: Path) -> bool:
+    """Whether a message names the file, or, where the file can be read, the thing in it that is wrong."""
+    message = str(error)
+    if file.name in message:
+        return True
+    if not file.exists():
+        return {
+            "model.safetensors.index.json": "no file named model.safetensors",
+            "tokenizer.json": "a `tokenizers` library serialization file",
+        }.get(file.name, "\0") in message
+    if file.suffix == ".safetensors":
+        return is_readable(file) and bool(re.search(r"(weights: |do not fit: |damaged)\S", message))
+    if file.suffix == ".jinja":
+        return isinstance(error, jinja2.TemplateError) or "chat template" in message
+    if not is_readable(file):
+        return False
+    # A setting, a weight of another shape, an image token or the damaged word itself.
+    words = words_of((original / file.name).read_text(), file.read_text(errors="replace"))
+    is_named = re.search(r"`[\w.]+`|do not fit: \S|<im_\w+>|<\|image\|>", message)
+    return bool(is_named) or any(word in message for word in words)
+
+
+def attempt(function, *args, **kwargs):
+    """The result of a call, or its error; a call that does not end is a failure of the test."""
+
+    def fail(*_):
+        raise pytest.fail.Exception(f"Nothing happened for {SECONDS} seconds.")
+
+    if has_alarm := hasattr(signal, "SIGALRM"):
+        before = signal.signal(signal.SIGALRM, fail)
+        signal.alarm(SECONDS)
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        return error
+    finally:
+        if has_alarm:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
+
+
+def check_fault(original: Path, damaged: Path, file: Path, weight: str, expected: list[torch.Tensor], picture) -> str:
+    """Asserts that a fault does no harm in silence, and tells what became of it."""
+    image = picture(90, 130)
+    found = attempt(outputs, damaged, image)
+    if isinstance(found, Exception):
+        assert names_the_fault(found, file, original), f"{type(found).__name__}: {found}"
+        assert not weight
+        return "errors"
+    assert is_readable(file) or not file.exists() or file.suffix == ".jinja"
+    stages = attempt(verify, original, damaged, image=[picture(60, 60)], prompt="Who is this lady?")
+    if isinstance(stages, Exception):
+        assert isinstance(stages, (OSError, ValueError))
+        assert names_the_fault(stages, file, original), f"{type(stages).__name__}: {stages}"
+        return "refused by verify"
+    first = next((stage.name for stage in stages if not stage.is_equal), None)
+    if weight:
+        assert first in STAGES[STAGES.index(stage_of(weight)) :], "found before the weight is used"
+    if first is None:
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), "verify finds nothing"
+    return f"found by verify in {first}" if first else "without effect"
+
+
+@pytest.mark.parametrize("layout", ["independent", "stitched"])
+def test_random_faults(original, picture, layout):
+    folder, damaged = original(layout), original(layout).parent / "damaged"
+    expected = outputs(folder, picture(90, 130))
+    files = [file.name for file in sorted(folder.iterdir()) if file.suffix != ".bin"]
+    assert len(files) >= 10
+    seed = random.randrange(2**32) if IS_LONG else 0
+    rng = random.Random(seed)
+    for number in range(NUM_FAULTS):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(folder, damaged)
+        file = damaged / files[number % len(files)]
+        weight = damage(damaged, file, rng)
+        counts["faults of checkpoints"] += 1
+        try:
+            outcome = check_fault(folder, damaged, file, weight, expected, picture)
+        except AssertionError as error:
+            raise AssertionError(f"fault {number} of seed {seed}, {file.name} {weight}: {error}") from error
+        counts[f"faults {outcome}"] += 1
