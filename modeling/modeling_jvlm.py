@@ -147,16 +147,21 @@ class JinaVLMConnector(nn.Module):
         Returns:
             `torch.Tensor` of shape `(cells, hidden_size)`.
         """
+        side, size, (rows, cols) = self.patches_per_side, self.pooling_size, self.pooled_grid
+        offsets = torch.arange(size, device=hidden_states.device)
+        patch_rows = (torch.arange(rows, device=hidden_states.device)[:, None] * size + offsets)[:, None, :, None]
+        patch_cols = (torch.arange(cols, device=hidden_states.device)[:, None] * size + offsets)[None, :, None, :]
+        # Where the pooled grid is larger than the tile, there are zeros at the bottom and the right.
+        is_outside = ((patch_rows >= side) | (patch_cols >= side)).flatten(0, 1).flatten(1)  # [rows * cols, size * size]
+        patches = (patch_rows * side + patch_cols).flatten(0, 1).flatten(1).masked_fill(is_outside, 0)
+
+        tile, cell = cell_indices // (rows * cols), cell_indices % (rows * cols)
+        hidden_states = hidden_states[tile[:, None], patches[cell]]  # [cells, size * size, features], the only copy
         if self.last_tile_embedding is not None:
             # The release's weights learned it so: its padding mask ended up one tile too late.
-            hidden_states = hidden_states + is_last_tile[:, None, None] * self.last_tile_embedding
-        side, size, (rows, cols) = self.patches_per_side, self.pooling_size, self.pooled_grid
-        hidden_states = hidden_states.unflatten(1, (side, side))  # [tiles, side, side, features]
-        # Zeros at the bottom and the right where the pooled grid is larger, a crop where it is smaller.
-        hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, cols * size - side, 0, rows * size - side))
-        hidden_states = hidden_states.unflatten(2, (cols, size)).unflatten(1, (rows, size))
-        hidden_states = hidden_states.transpose(2, 3).flatten(0, 2).flatten(1, 2)  # [all cells, size * size, features]
-        return self.projector(self.pooling(hidden_states[cell_indices], **kwargs))
+            hidden_states.add_(is_last_tile[tile, None, None] * self.last_tile_embedding)
+        hidden_states.masked_fill_(is_outside[cell][:, :, None], 0)
+        return self.projector(self.pooling(hidden_states, **kwargs))
 
 
 @auto_docstring
@@ -354,9 +359,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         layers = [block + first_block for block in self.config.vision_feature_layer]
         vision_outputs = self._encode_tiles(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([vision_outputs.hidden_states[layer] for layer in layers], dim=-1)
+        hidden_states, attentions = vision_outputs.hidden_states if keep_all else None, vision_outputs.attentions
+        del vision_outputs  # which holds the features a second time
         # A black tile says nothing: the release hides it from the connector.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
-        features = features.masked_fill(is_black[:, None, None], 0)  # [tiles, patches, features]
+        features.masked_fill_(is_black[:, None, None], 0)  # [tiles, patches, features]
 
         image_index, num_tokens, first_token = _places_of_images(image_token_positions)
         is_kept = image_token_positions >= 0
@@ -371,8 +378,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=features,
             pooler_output=torch.split(image_features, num_tokens.tolist()),
-            hidden_states=vision_outputs.hidden_states if keep_all else None,
-            attentions=vision_outputs.attentions,
+            hidden_states=hidden_states,
+            attentions=attentions,
         )
 
     def _encode_tiles(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:

@@ -21,7 +21,7 @@ def version_sets() -> dict[str, list[str]]:
     """Pins, as pip takes them, by the name of their set."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    oldest = [re.sub(r"^([\w.-]+)>=([\w.]+).*", r"\1==\2", requirement) for requirement in declared]
+    oldest = [f"{bound[1]}=={bound[2]}" for each in declared if (bound := re.match(r"([\w.-]+)>=([\w.]+)", each))]
     newest = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     torch = next(pin for pin in oldest if pin.startswith("torch=="))
     mixed = [torch if pin.startswith("torch==") else pin for pin in newest]
