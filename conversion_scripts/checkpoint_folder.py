@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -190,6 +191,14 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
             )
 
 
+def common_dtype(*folders: Path) -> str:
+    """The smallest number type that holds all the folders' weights, whatever their configurations say."""
+    dtypes = [
+        tensor.dtype for folder in folders for tensor in read_tensors(folder, list(read_shapes(folder))).values()
+    ]
+    return str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
+
+
 def load_config(folder: Path) -> JinaVLMConfig:
     """The configuration of a JinaVLM checkpoint, without references to code beside it."""
     model_type = read_config_file(folder).get("model_type")
@@ -201,12 +210,10 @@ def load_config(folder: Path) -> JinaVLMConfig:
 
 
 def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalGeneration:
-    """Loads a checkpoint of any layout, checked, in its own number type or another; values stay in the files."""
+    """Loads a checkpoint of any layout, checked, in its weights' number type or another; values stay in the files."""
     config = load_config(folder)
     check_weights(folder, config)
-    return JinaVLMForConditionalGeneration.from_pretrained(
-        folder, config=config, dtype=dtype or "auto", use_safetensors=True
-    )
+    return JinaVLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype or common_dtype(folder))
 
 
 def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:

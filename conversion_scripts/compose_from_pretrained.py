@@ -14,7 +14,6 @@ mean of the old ones plus noise of 2 % of their standard deviation.
 import argparse
 import copy
 import sys
-from functools import reduce
 from pathlib import Path
 
 import torch
@@ -38,12 +37,12 @@ from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
     check_special_tokens,
+    common_dtype,
     empty_model,
     generation_config,
     local_folder,
     new_folder,
     read_shapes,
-    read_tensors,
     run,
 )
 from .model_card import write_model_card
@@ -107,7 +106,7 @@ def compose_from_pretrained(
     config = _compose_config(
         vision_config, text_config, tokenizer, layout, tile_size, vision_feature_layer, tie_word_embeddings
     )
-    dtype = dtype or _common_dtype(vision_folder, decoder_folder)
+    dtype = dtype or common_dtype(vision_folder, decoder_folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _compose_model(vision_folder, vision_config, decoder_folder, config, dtype)
@@ -243,14 +242,6 @@ def _compose_processor(config: JinaVLMConfig, vision_folder: Path, tokenizer) ->
     )
     # First resize and BOS token as the published checkpoint has them.
     return JinaVLMProcessor(image_processor, tokenizer, add_bos_token=stitched)
-
-
-def _common_dtype(*folders: Path) -> str:
-    """The smallest number type that holds the values of all the folders' weights."""
-    dtypes = [
-        tensor.dtype for folder in folders for tensor in read_tensors(folder, list(read_shapes(folder))).values()
-    ]
-    return str(reduce(torch.promote_types, dtypes)).removeprefix("torch.")
 
 
 def _load_part(model_class: type[PreTrainedModel], folder: Path, config, dtype: str) -> PreTrainedModel:

@@ -127,7 +127,7 @@ def mix(rows, text, share: float, seed: int) -> Dataset | IterableDataset:
 
 
 def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
-    """The model with LoRA adapters and a connector that is trained fully."""
+    """The model with LoRA adapters and a connector that is trained fully, both in float32."""
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -136,7 +136,11 @@ def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
         modules_to_save=["connector"],
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # small steps would be lost in the rounding of bfloat16
+            parameter.data = parameter.data.float()
+    return model
 
 
 def finetune(
@@ -258,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
         model_args.model_name_or_path, dtype=model_args.dtype, attn_implementation=model_args.attn_implementation
     )
     if model_args.use_peft:
+        if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
+            raise ValueError(f"LoRA on weights in {model.dtype} trains others in float32: add --bf16.")
         model = lora(model, model_args)
     trainer = finetune(model, processor, args, train_dataset, eval_dataset, data_args.max_length)
     if eval_dataset is not None:

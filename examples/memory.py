@@ -27,7 +27,7 @@ GIB = 2**30
 STRATEGIES = {
     "one": "One GPU, --bf16: P × (4 weights + 4 gradients + 8 Adam) bytes.",
     "lora": "LoRA on each GPU, --dtype bfloat16 --bf16: 2 P bytes, and for what is trained its weights, gradients and "
-    "twice as much for Adam: adapters in float32, the connector in bfloat16.",
+    "twice as much for Adam, all in float32.",
     "ddp": "DDP, --bf16: P × (4 weights + 8 gradients + 8 Adam) bytes; gradients are kept by weight and by bucket.",
     "fsdp2": "FSDP2, bf16: P × (4 weights + 4 gradients + 8 Adam) bytes / GPUs; the two largest of blocks, embeddings "
     "and output head are whole, weights and gradients, 2 bytes each.",

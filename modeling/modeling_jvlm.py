@@ -148,12 +148,12 @@ class JinaVLMConnector(nn.Module):
             `torch.Tensor` of shape `(cells, hidden_size)`.
         """
         side, size, (rows, cols) = self.patches_per_side, self.pooling_size, self.pooled_grid
-        offsets = torch.arange(size, device=hidden_states.device)
-        patch_rows = (torch.arange(rows, device=hidden_states.device)[:, None] * size + offsets)[:, None, :, None]
-        patch_cols = (torch.arange(cols, device=hidden_states.device)[:, None] * size + offsets)[None, :, None, :]
+        patch_rows = torch.arange(rows * size, device=hidden_states.device).view(rows, 1, size, 1)
+        patch_cols = torch.arange(cols * size, device=hidden_states.device).view(1, cols, 1, size)
         # Where the pooled grid is larger than the tile, there are zeros at the bottom and the right.
-        is_outside = ((patch_rows >= side) | (patch_cols >= side)).flatten(0, 1).flatten(1)  # [rows * cols, size * size]
-        patches = (patch_rows * side + patch_cols).flatten(0, 1).flatten(1).masked_fill(is_outside, 0)
+        is_outside = (patch_rows >= side) | (patch_cols >= side)  # [rows, cols, size, size]
+        patches = (patch_rows * side + patch_cols).masked_fill(is_outside, 0)
+        is_outside, patches = (table.flatten(2).flatten(0, 1) for table in (is_outside, patches))  # [cells, patches]
 
         tile, cell = cell_indices // (rows * cols), cell_indices % (rows * cols)
         hidden_states = hidden_states[tile[:, None], patches[cell]]  # [cells, size * size, features], the only copy

@@ -5,6 +5,7 @@ Resizing with the results of `torch.nn.functional.interpolate` in less time and 
 A picture is one of Pillow in mode RGB or a tensor `[3, height, width]`. Those of Pillow and uint8 tensors are 8-bit.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -111,20 +112,26 @@ def _read_corners(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]) 
     sizes = list(zip(image_size(image), size, strict=True))
     rows, columns = (_samples(*axis)[:2] for axis in sizes)
     corners = np.empty((2, 2, size[0], 3 * size[1]), np.uint8)
-    if isinstance(image, PIL.Image.Image) and all(_picks_samples(*axis) for axis in sizes):
-        # All pixels of a large picture take several times as long to get out of Pillow as the few that are needed.
+    # All pixels of a large picture take several times as long to get out of Pillow as the few that are needed.
+    picks = isinstance(image, PIL.Image.Image) and all(_picks_samples(*axis) for axis in sizes)
+    if picks:
         scales = [_scale(*axis) for axis in sizes]
-        for row, row_offset in enumerate((_BEFORE, _AFTER)):
-            for column, column_offset in enumerate((_BEFORE, _AFTER)):
-                picked = _pick(image, size, scales, (row_offset, column_offset))
+    else:
+        pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+
+    def read(row: int) -> None:
+        lines = None if picks else pixels[rows[row]].reshape(size[0], -1)
+        for column in range(2):
+            if picks:
+                picked = _pick(image, size, scales, ((_BEFORE, _AFTER)[row], (_BEFORE, _AFTER)[column]))
                 corners[row, column] = np.asarray(picked).reshape(size[0], -1)
-        return corners
-    pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
-    for row, row_indices in enumerate(rows):
-        lines = pixels[row_indices].reshape(size[0], -1)
-        for column, column_indices in enumerate(columns):
-            channels = (3 * column_indices[:, None] + np.arange(3)).ravel()
-            lines.take(channels, axis=1, out=corners[row, column], mode="clip")  # "raise" would buffer the output
+            else:
+                channels = (3 * columns[column][:, None] + np.arange(3)).ravel()
+                lines.take(channels, axis=1, out=corners[row, column], mode="clip")  # "raise" would buffer the output
+
+    # Pillow and NumPy let go of the interpreter meanwhile. A pool that is kept would not outlive a fork.
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(read, range(2)))
     return corners
 
 

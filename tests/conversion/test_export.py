@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.conversion_scripts import export_to_hub as module
 from jvlm.conversion_scripts.convert_release import convert_release
@@ -184,6 +184,16 @@ def test_large_weights_have_an_index(converted, tmp_path, monkeypatch):
 def test_published_layout_is_converted_on_the_way(published, converted, tmp_path):
     folder = export_to_hub(published, tmp_path / "repository")
     assert load_file(folder / "model.safetensors").keys() == load_file(converted / "model.safetensors").keys()
+
+
+def test_number_type_is_that_of_the_weights(converted, changed_copy, tmp_path):
+    source = changed_copy(converted)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    folder = export_to_hub(source, tmp_path / "repository")
+    weights = load_file(converted / "model.safetensors")
+    assert all(torch.equal(weights[name], tensor) for name, tensor in load_file(folder / "model.safetensors").items())
+    assert AutoConfig.from_pretrained(folder).dtype == torch.float32
 
 
 def test_exported_folder_can_be_exported_and_converted_again(exported, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from examples import finetune
@@ -94,6 +95,22 @@ def test_lora(checkpoint, rows_folder, tmp_path):
     assert not torch.equal(merged.model.language_model.layers[0].self_attn.q_proj.weight, weight)
     assert not (output / "model.safetensors").exists()
     assert len((output / "answers.jsonl").read_text().splitlines()) == 6
+
+
+def test_lora_on_bfloat16(checkpoint, rows_folder, tmp_path):
+    options = ("--use_peft", "true", "--dtype", "bfloat16", "--dataset_test_split", "train")
+    with pytest.raises(ValueError, match="--bf16"):
+        run(checkpoint, rows_folder / "train.jsonl", tmp_path / "refused", *options)
+    run(checkpoint, rows_folder / "train.jsonl", tmp_path / "adapter", *options, "--bf16", "true")
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
+    before = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype="bfloat16").model.connector.state_dict()
+    moved = [
+        not torch.equal(saved[f"base_model.model.model.connector.{name}"], weight.float())
+        for name, weight in before.items()
+        if not name.endswith("k_proj.bias")  # has no gradient but rounding
+    ]
+    assert all(moved)
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
