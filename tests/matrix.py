@@ -2,7 +2,7 @@
 """Runs the tests on the oldest and on the newest supported versions: `make matrix`, or `python tests/matrix.py`.
 
 Each set of versions gets a virtual environment of its own in build/matrix. "oldest" is every lower bound that
-pyproject.toml declares, "newest" is constraints.txt, and "newest, oldest PyTorch" is both where they differ.
+pyproject.toml declares but PyTorch's, "newest" is constraints.txt, and "newest, oldest PyTorch" is both.
 """
 
 import re
@@ -14,6 +14,8 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[1]
+# Without an accelerator Transformers 5.19 cannot be imported with PyTorch 2.6, which 5.23 can.
+PYTORCH_OF_OLDEST = "torch==2.7.0"
 SHOWN = ("transformers", "torch", "accelerate", "pillow", "numpy")
 
 
@@ -24,8 +26,15 @@ def version_sets() -> dict[str, list[str]]:
     oldest = [f"{bound[1]}=={bound[2]}" for each in declared if (bound := re.match(r"([\w.-]+)>=([\w.]+)", each))]
     newest = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
     torch = next(pin for pin in oldest if pin.startswith("torch=="))
-    mixed = [torch if pin.startswith("torch==") else pin for pin in newest]
-    return {"oldest": oldest, "newest": newest, **({} if mixed == newest else {"newest, oldest PyTorch": mixed})}
+    return {
+        "oldest": _with(PYTORCH_OF_OLDEST, oldest),
+        "newest": newest,
+        "newest, oldest PyTorch": _with(torch, newest),
+    }
+
+
+def _with(torch: str, pins: list[str]) -> list[str]:
+    return [torch if pin.startswith("torch==") else pin for pin in pins]
 
 
 def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
@@ -43,7 +52,12 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
         for line in tests.stdout:
             print(line, end="", flush=True)
             lines.append(line.strip())
-    return tests.returncode == 0, [name, ".".join(map(str, sys.version_info[:3])), *versions, lines[-1]]
+    return tests.returncode == 0, [
+        name,
+        ".".join(map(str, sys.version_info[:3])),
+        *versions,
+        lines[-1] if lines else "not begun",
+    ]
 
 
 def main() -> int:
