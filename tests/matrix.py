@@ -1,5 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Runs the tests on the oldest and on the newest supported versions: `make matrix`, or `python tests/matrix.py`.
+"""Runs the tests on the oldest and on the newest supported versions: `make matrix`, or
+`python tests/matrix.py [NAME ...]` for some of the sets.
 
 Each set of versions gets a virtual environment of its own in build/matrix. "oldest" is every lower bound that
 pyproject.toml declares but PyTorch's, "newest" is constraints.txt, and "newest, oldest PyTorch" is both.
@@ -60,12 +61,12 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
     ]
 
 
-def main() -> int:
-    results = [run(name, pins) for name, pins in version_sets().items()]
+def main(names: list[str]) -> int:
+    results = [run(name, pins) for name, pins in version_sets().items() if not names or name in names]
     for row in (["", "Python", *SHOWN, "result"], ["---"] * (len(SHOWN) + 3), *(row for _, row in results)):
         print("|", " | ".join(row), "|")
     return 0 if all(passed for passed, _ in results) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
