@@ -30,7 +30,8 @@ def compiles_whole_models() -> None:
     try:
         torch.compile(llava.forward, backend="eager", fullgraph=True)(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except torch._dynamo.exc.Unsupported as error:
-        pytest.skip(f"PyTorch {torch.__version__} cannot compile Transformers' own models: {str(error).splitlines()[0]}")
+        reason = str(error).splitlines()[0]
+        pytest.skip(f"PyTorch {torch.__version__} cannot compile Transformers' own models: {reason}")
 
 
 @pytest.fixture
