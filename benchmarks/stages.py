@@ -298,11 +298,12 @@ def quantizations() -> dict:
     """Weight-only quantisations of what is installed, by name."""
     configs = {}
     if is_torchao_available():
-        from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig
 
         configs["int8, torchao"] = TorchAoConfig(Int8WeightOnlyConfig())
-        int4 = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32))
-        configs["int4, torchao"] = TorchAoConfig(int4)
+        # The one that packs two values in a byte on CPUs; it leaves layers out whose width is no multiple of the group.
+        configs["int4, torchao"] = TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=32))
     if is_bitsandbytes_available():
         configs["int8, bitsandbytes"] = BitsAndBytesConfig(load_in_8bit=True)
         configs["nf4, bitsandbytes"] = BitsAndBytesConfig(

@@ -23,6 +23,7 @@ from jvlm import (
     JinaVLMProcessor,
     add_image_tokens,
 )
+from jvlm.processing import resizing
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -31,6 +32,16 @@ CORPUS = [
     " User: What is the name of this lady? Assistant: Her name is Ada.<|endoftext|>",
     " User: Which of the two pictures is darker? Assistant: The first one is darker.<|endoftext|>",
 ]
+
+
+@pytest.fixture(scope="session")
+def exact_resize() -> None:
+    """Skips what compares pixels to the last bit where PyTorch's resize rounds the places it samples twice: 2.6."""
+    before, after, weight = resizing._samples(1300, 378)
+    expected = torch.from_numpy(before).float().lerp(torch.from_numpy(after).float(), weight)
+    ramp = torch.arange(1300.0).view(1, 1, 1, -1)
+    if not torch.equal(torch.nn.functional.interpolate(ramp, size=(1, 378), mode="bilinear").flatten(), expected):
+        pytest.skip(f"PyTorch {torch.__version__} resizes with other roundings than the published code had.")
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:

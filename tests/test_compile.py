@@ -3,7 +3,15 @@
 
 import pytest
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration, StaticCache
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    Qwen3Config,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    StaticCache,
+)
 
 
 LAYOUTS = ["independent", "stitched"]
@@ -16,22 +24,29 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-@pytest.fixture(scope="module")
-def compiles_whole_models() -> None:
-    """Skips what compiles a whole model where not even one of Transformers' own can be: 5.19 with PyTorch 2.7."""
-    vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = {**vision, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8}
-    config = LlavaConfig(
-        vision_config={"model_type": "siglip_vision_model", "image_size": 8, "patch_size": 8, **vision},
-        text_config={"model_type": "qwen3", **text},
-        image_token_index=7,
-    )
-    llava = LlavaForConditionalGeneration(config).eval()
+def skip_unless_compiled(model: PreTrainedModel, **inputs: torch.Tensor) -> None:
+    """Skips where not even a model of Transformers' own can be compiled: 5.19 and 5.23 with PyTorch 2.6 or 2.7."""
     try:
-        torch.compile(llava.forward, backend="eager", fullgraph=True)(input_ids=torch.zeros(1, 2, dtype=torch.long))
+        torch.compile(model.eval().forward, backend="eager", fullgraph=True)(**inputs)
     except torch._dynamo.exc.Unsupported as error:
         reason = str(error).splitlines()[0]
-        pytest.skip(f"PyTorch {torch.__version__} cannot compile Transformers' own models: {reason}")
+        pytest.skip(f"PyTorch {torch.__version__} cannot compile Transformers' {type(model).__name__}: {reason}")
+
+
+SIZES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+SIGLIP = SiglipVisionConfig(image_size=8, patch_size=8, **SIZES)
+
+
+@pytest.fixture
+def compilable_tower() -> None:
+    skip_unless_compiled(SiglipVisionModel(SIGLIP), pixel_values=torch.zeros(1, 3, 8, 8))
+
+
+@pytest.fixture
+def compilable_model() -> None:
+    text_config = Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=8, vocab_size=8)
+    config = LlavaConfig(vision_config=SIGLIP, text_config=text_config, image_token_index=7)
+    skip_unless_compiled(LlavaForConditionalGeneration(config), input_ids=torch.zeros(1, 2, dtype=torch.long))
 
 
 @pytest.fixture
@@ -47,7 +62,7 @@ def build_inputs(build_processor, picture):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @torch.no_grad()
-def test_decoding_is_one_graph_that_is_compiled_once(compiles_whole_models, build_model, build_inputs, layout):
+def test_decoding_is_one_graph_that_is_compiled_once(compilable_model, build_model, build_inputs, layout):
     model = build_model(layout)
     step = torch.compile(model.forward, backend="eager", fullgraph=True, dynamic=False)
     for seed, (height, width) in enumerate([(90, 130), (60, 200)]):
@@ -68,7 +83,7 @@ def test_decoding_is_one_graph_that_is_compiled_once(compiles_whole_models, buil
 
 
 @torch.no_grad()
-def test_generate_compiles_for_a_static_cache(compiles_whole_models, build_model, build_inputs, monkeypatch):
+def test_generate_compiles_for_a_static_cache(compilable_model, build_model, build_inputs, monkeypatch):
     model, inputs = build_model(), build_inputs()
     settings = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
     expected = model.generate(**inputs, **settings)
@@ -84,7 +99,7 @@ def test_generate_compiles_for_a_static_cache(compiles_whole_models, build_model
 
 
 @torch.no_grad()
-def test_the_vision_tower_is_one_graph_for_any_number_of_tiles(build_model, build_inputs):
+def test_the_vision_tower_is_one_graph_for_any_number_of_tiles(compilable_tower, build_model, build_inputs):
     model = build_model()
     tower = model.model.vision_tower
     sizes = [(90, 130), (60, 200), (170, 140), (100, 100)]
