@@ -302,7 +302,7 @@ def quantizations() -> dict:
         from torchao.quantization import Int8WeightOnlyConfig
 
         configs["int8, torchao"] = TorchAoConfig(Int8WeightOnlyConfig())
-        # The one that packs two values in a byte on CPUs; it leaves layers out whose width is no multiple of the group.
+        # It packs two values in a byte on CPUs, and leaves layers out whose width is no multiple of the group.
         configs["int4, torchao"] = TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=32))
     if is_bitsandbytes_available():
         configs["int8, bitsandbytes"] = BitsAndBytesConfig(load_in_8bit=True)
