@@ -7,10 +7,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+
+_WATCHED_ROUNDS = 2
 
 
 @dataclass
@@ -96,7 +100,8 @@ def measure(
         functions (`dict[str, Callable]`): what to call, by name.
         device (`torch.device`): where they run.
         max_rounds (`int`, *optional*, defaults to 7): rounds at most. The first of three or more warms up and does not
-            count.
+            count. The memory is that of the first two, whose seconds do not count either if there are five or more:
+            who watches it takes time from short calls on several threads.
         max_seconds (`float`, *optional*, defaults to 240): no round begins after that.
 
     Returns:
@@ -104,20 +109,23 @@ def measure(
     """
     measured = {name: Measurement() for name in functions}
     start = time.perf_counter()
-    for _ in range(max_rounds):
+    for number in range(max_rounds):
         for name, function in functions.items():
-            with torch.inference_mode(), _PeakMemory(device) as memory:
+            memory = _PeakMemory(device) if number < _WATCHED_ROUNDS else nullcontext()
+            with torch.inference_mode(), memory:
                 begin = time.perf_counter()
                 result = function()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 measured[name].seconds.append(time.perf_counter() - begin)
             del result
-            if memory.bytes is not None:
+            if number < _WATCHED_ROUNDS and memory.bytes is not None:
                 measured[name].peak_memory = max(memory.bytes, measured[name].peak_memory or 0)
         if time.perf_counter() - start > max_seconds:
             break
     for measurement in measured.values():
-        if len(measurement.seconds) > 2:
+        if len(measurement.seconds) > 4:
+            del measurement.seconds[:_WATCHED_ROUNDS]
+        elif len(measurement.seconds) > 2:
             del measurement.seconds[0]
     return measured

@@ -75,7 +75,7 @@ def image_processing(bench: Bench) -> list[dict]:
         picture = random_picture(height, width)
         for kind, image in (("Pillow's", picture), ("an array", np.asarray(picture))):
             functions = {name: partial(process, image, return_tensors="pt") for name, process in processors.items()}
-            records += compare(bench, f"{width} × {height}, {kind}", functions, wanted)
+            records += compare(bench, f"{width} × {height}, {kind}", functions, wanted, rounds=25)
     for height, width in BATCHES:
         pictures = [random_picture(height, width, seed) for seed in range(8)]
         functions = {
@@ -84,7 +84,7 @@ def image_processing(bench: Bench) -> list[dict]:
                 [published(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
             ),
         }
-        records += compare(bench, f"8 pictures of {width} × {height}", functions, "< 1")
+        records += compare(bench, f"8 pictures of {width} × {height}", functions, "< 1", rounds=25)
     return records
 
 
