@@ -111,15 +111,15 @@ def measure(
     start = time.perf_counter()
     for number in range(max_rounds):
         for name, function in functions.items():
-            memory = _PeakMemory(device) if number < _WATCHED_ROUNDS else nullcontext()
-            with torch.inference_mode(), memory:
+            memory = _PeakMemory(device) if number < _WATCHED_ROUNDS else None
+            with torch.inference_mode(), memory or nullcontext():
                 begin = time.perf_counter()
                 result = function()
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 measured[name].seconds.append(time.perf_counter() - begin)
             del result
-            if number < _WATCHED_ROUNDS and memory.bytes is not None:
+            if memory and memory.bytes is not None:
                 measured[name].peak_memory = max(memory.bytes, measured[name].peak_memory or 0)
         if time.perf_counter() - start > max_seconds:
             break

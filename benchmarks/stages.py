@@ -218,7 +218,7 @@ def _touch(weights: dict[str, torch.Tensor]) -> None:
         weight.flatten().view(torch.uint8)[::4096].max()
 
 
-def _forget(file: str) -> None:
+def _drop_from_cache(file: str) -> None:
     """Takes a file out of the system's cache, where it can be: who reads it next reads from the disk."""
     if hasattr(os, "posix_fadvise"):
         with open(file, "rb") as opened:
@@ -235,7 +235,7 @@ def loading(bench: Bench) -> list[dict]:
         bench.forget()
         for _ in logging.tqdm(range(3), desc="Loading"):
             for measurement, function in zip(measured.values(), (_load, _read), strict=True):
-                _forget(f"{folder}/model.safetensors")
+                _drop_from_cache(f"{folder}/model.safetensors")
                 seconds, peak = measure_in_new_process(function, folder, bench.dtype)
                 measurement.seconds.append(seconds)
                 measurement.peak_memory = max(measurement.peak_memory, peak)

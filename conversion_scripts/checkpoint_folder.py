@@ -20,7 +20,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from ..configuration.damaged_files import check_files
+from ..configuration.damaged_files import check_files, naming_damaged_files
 from ..configuration.published_checkpoint import is_published_config
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
@@ -95,11 +95,8 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     shapes = {}
     for file, names in weight_files(folder).items():
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged or truncated ({error}); get it again.") from error
+        with naming_damaged_files(file.parent), safe_open(file, framework="pt") as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         if names is not None and (absent := set(names) - set(found)):
             raise ValueError(f"{file} lacks weights that the index places in it: {listed(absent)}.")
         shapes.update(found)

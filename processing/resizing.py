@@ -112,20 +112,20 @@ def _read_corners(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]) 
     sizes = list(zip(image_size(image), size, strict=True))
     rows, columns = (_samples(*axis)[:2] for axis in sizes)
     corners = np.empty((2, 2, size[0], 3 * size[1]), np.uint8)
-    # All pixels of a large picture take several times as long to get out of Pillow as the few that are needed.
-    picks = isinstance(image, PIL.Image.Image) and all(_picks_samples(*axis) for axis in sizes)
-    if picks:
-        scales = [_scale(*axis) for axis in sizes]
+    if isinstance(image, PIL.Image.Image) and all(_picks_samples(*axis) for axis in sizes):
+        # All pixels of a large picture take several times as long to get out of Pillow as the few that are needed.
+        scales, offsets = [_scale(*axis) for axis in sizes], (_BEFORE, _AFTER)
+
+        def read(row: int) -> None:
+            for column in range(2):
+                picked = _pick(image, size, scales, (offsets[row], offsets[column]))
+                corners[row, column] = np.asarray(picked).reshape(size[0], -1)
     else:
         pixels = image.permute(1, 2, 0).numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
 
-    def read(row: int) -> None:
-        lines = None if picks else pixels[rows[row]].reshape(size[0], -1)
-        for column in range(2):
-            if picks:
-                picked = _pick(image, size, scales, ((_BEFORE, _AFTER)[row], (_BEFORE, _AFTER)[column]))
-                corners[row, column] = np.asarray(picked).reshape(size[0], -1)
-            else:
+        def read(row: int) -> None:
+            lines = pixels[rows[row]].reshape(size[0], -1)
+            for column in range(2):
                 channels = (3 * columns[column][:, None] + np.arange(3)).ravel()
                 lines.take(channels, axis=1, out=corners[row, column], mode="clip")  # "raise" would buffer the output
 

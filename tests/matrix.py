@@ -53,16 +53,13 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
         for line in tests.stdout:
             print(line, end="", flush=True)
             lines.append(line.strip())
-    return tests.returncode == 0, [
-        name,
-        ".".join(map(str, sys.version_info[:3])),
-        *versions,
-        lines[-1] if lines else "not begun",
-    ]
+    result = lines[-1] if lines else "not begun"
+    return tests.returncode == 0, [name, ".".join(map(str, sys.version_info[:3])), *versions, result]
 
 
 def main(names: list[str]) -> int:
-    results = [run(name, pins) for name, pins in version_sets().items() if not names or name in names]
+    sets = version_sets()
+    results = [run(name, sets[name]) for name in names or sets]
     for row in (["", "Python", *SHOWN, "result"], ["---"] * (len(SHOWN) + 3), *(row for _, row in results)):
         print("|", " | ".join(row), "|")
     return 0 if all(passed for passed, _ in results) else 1

@@ -25,7 +25,7 @@ def fresh_compiler():
 
 
 def skip_unless_compiled(model: PreTrainedModel, **inputs: torch.Tensor) -> None:
-    """Skips where not even a model of Transformers' own can be compiled: 5.19 and 5.23 with PyTorch 2.6 or 2.7."""
+    """Skips where not even a model of Transformers' own can be compiled, as with PyTorch 2.6."""
     try:
         torch.compile(model.eval().forward, backend="eager", fullgraph=True)(**inputs)
     except torch._dynamo.exc.Unsupported as error:
