@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(VENV)/bin/python -m pytest
 
-# Random pictures, prompts and faults of checkpoints, other ones every time, for about a quarter of an hour.
+# Random images, prompts and faults of checkpoints, other ones every time, for about a quarter of an hour.
 fuzz: $(VENV)/.test
 	JVLM_FUZZ=long $(VENV)/bin/python -m pytest -q tests/fuzz
 

@@ -4,7 +4,7 @@ Time and memory beside the parts that the model is made of and beside other mode
 
     python -m benchmarks [--size tiny] [--dtype bfloat16] [--device cpu] [--stages vision decode ...] [--output DIR]
 
-All weights and pictures are random; nothing is downloaded. Every stage is measured in turns with its yardstick in one
+All weights and images are random; nothing is downloaded. Every stage is measured in turns with its baseline in one
 process, and kept in DIR/results.json as soon as it is done: stages can be run one after the other, and one that is run
 again replaces its old result. DIR/results.md has the table and DIR/growth.png the growth curves. `full` needs 10 GB of
 memory in bfloat16 and 16 GB in float32, the end-to-end stages twice the model. Peak memory is what a call holds beyond

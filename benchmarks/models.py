@@ -158,7 +158,7 @@ class Bench:
         return decoder.eval()
 
     def tiles(self, num_tiles: int, num_images: int = 1) -> dict[str, torch.Tensor]:
-        """Random pixels of pictures of so many tiles each, thumbnail included, in a row, and their cells' places."""
+        """Random pixels of images of so many tiles each, thumbnail included, in a row, and their cells' places."""
         positions = torch.tensor(self.geometry.token_positions((1, max(1, num_tiles - 1))))[:num_tiles]
         side, shape = self.geometry.tile_size, (num_images * num_tiles, 3)
         return {
@@ -171,7 +171,7 @@ class Bench:
         return torch.randint(2, self.config.input_only_token_ids[0], (batch_size, length), device=self.device)
 
     def prompt(self, tiles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model inputs for one sequence: pictures, then a question."""
+        """Model inputs for one sequence: images, then a question."""
         num_image_tokens = int((tiles["image_token_positions"] >= 0).sum())
         image_tokens = torch.full((1, num_image_tokens), self.config.image_token_id, device=self.device)
         return {"input_ids": torch.cat([image_tokens, self.text(TEXT_TOKENS)], dim=1), **tiles}
@@ -192,7 +192,7 @@ class Bench:
         gc.collect()
 
     def other(self, name: str) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-        """Another model of our widths and depths, one of `OTHERS`, and what the test picture becomes in it."""
+        """Another model of our widths and depths, one of `OTHERS`, and what the test image becomes in it."""
         return {"Molmo2": self._molmo2, "SmolVLM": self._smolvlm, "LFM2-VL": self._lfm2_vl}[name]()
 
     @property
@@ -299,7 +299,7 @@ class Bench:
         )
 
 
-def random_picture(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
-    """A decoded RGB picture of noise."""
+def random_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
+    """A decoded RGB image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)

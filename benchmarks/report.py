@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Results as a Markdown table and as a picture of how cost grows."""
+"""Results as a Markdown table and as an image of how cost grows."""
 
 from pathlib import Path
 

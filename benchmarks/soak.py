@@ -1,10 +1,10 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Asks a pipeline about random pictures for a while, and watches its memory and its answers:
+Asks a pipeline about random images for a while, and watches its memory and its answers:
 
     python -m benchmarks.soak [--minutes 30] [--model examples/digits/model] [--seed 0]
 
-Pictures are pages of handwriting and random colours of any size, mode and side ratio, alone or in pairs. Every fourth
+Images are pages of handwriting and random colours of any size, mode and side ratio, alone or in pairs. Every fourth
 call repeats one of the first `NUM_REPEATED`, which must be answered as before: the exit status is 1 if one is not.
 The memory is the process's resident one, every few seconds: as it is, and after what was freed has been given back to
 the system, which leaves what is really held. Lines are fitted by least squares once the first sixth of the time, the
@@ -36,7 +36,7 @@ SECONDS_BETWEEN_SAMPLES = 5
 MODES = ("RGB", "RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "F", "I;16")
 
 
-def random_picture(samples, rng: np.random.Generator) -> PIL.Image.Image:
+def random_image(samples, rng: np.random.Generator) -> PIL.Image.Image:
     """A page of handwriting, or smooth random colours in any mode, of 1 to 1500 pixels a side."""
     if rng.random() < 0.5:
         return draw_page(samples, rng, GRIDS[rng.integers(len(GRIDS))], 1 + int(rng.integers(MAX_DIGITS)), True).image
@@ -50,8 +50,8 @@ def random_picture(samples, rng: np.random.Generator) -> PIL.Image.Image:
 def conversation(samples, seed: int, index: int) -> list[dict]:
     """The `index`-th conversation of a seed, the same every time."""
     rng = np.random.default_rng([seed, index])
-    pictures = [random_picture(samples, rng) for _ in range(rng.integers(1, 3))]
-    content = [{"type": "image", "image": picture} for picture in pictures]
+    images = [random_image(samples, rng) for _ in range(rng.integers(1, 3))]
+    content = [{"type": "image", "image": image} for image in images]
     question = QUESTIONS[rng.integers(len(QUESTIONS))]
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
@@ -82,7 +82,7 @@ def soak(minutes: float = 30, model: str | Path = MODEL, seed: int = 0) -> list[
     Args:
         minutes (`float`, *optional*, defaults to 30): how long.
         model (`str` or `Path`, *optional*): folder with model and processor; the shipped one by default.
-        seed (`int`, *optional*, defaults to 0): of the pictures.
+        seed (`int`, *optional*, defaults to 0): of the images.
 
     Returns:
         `list[int]`: which of the repeated conversations were answered differently.
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="%(default)s")
     parser.add_argument("--model", default=MODEL, type=Path, help="folder with model and processor")
-    parser.add_argument("--seed", type=int, default=0, help="of the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the images")
     return 1 if soak(**vars(parser.parse_args(argv))) else 0
 
 

@@ -21,44 +21,44 @@ from jvlm import JinaVLMImageProcessor
 
 from .conversion import measure as measure_in_new_process
 from .measure import Measurement, held_memory, measure
-from .models import OTHERS, TEXT_TOKENS, Bench, random_picture
+from .models import OTHERS, TEXT_TOKENS, Bench, random_image
 
 
-# Height and width of pictures, and the ratio to SmolVLM's Pillow image processor that is wanted.
-PICTURES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"}
+# Height and width of images, and the ratio to SmolVLM's Pillow image processor that is wanted.
+IMAGES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"}
 BATCHES = ((100, 100), (512, 512), (910, 1176))
 NUM_TILES = 13  # thumbnail and 3 × 4 tiles
 GREEDY = {"do_sample": False}
 
 
 def record(
-    case: str, name: str, measured: Measurement, yardstick: Measurement | None = None, wanted: str = "", **values
+    case: str, name: str, measured: Measurement, baseline: Measurement | None = None, wanted: str = "", **values
 ) -> dict:
-    """One line of the table. `ratio` is that of the medians, this one's to the yardstick's."""
+    """One line of the table. `ratio` is that of the medians, this one's to the baseline's."""
     return {
         "case": case,
         "name": name,
         "seconds": measured.seconds,
         "median": measured.median,
         "peak_memory": measured.peak_memory,
-        "ratio": measured.median / yardstick.median if yardstick else None,
+        "ratio": measured.median / baseline.median if baseline else None,
         "wanted": wanted,
         **values,
     }
 
 
 def compare(bench: Bench, case: str, functions: dict[str, Callable], wanted: str = "", rounds: int = 7) -> list[dict]:
-    """Records of functions measured in turns. The last one is the yardstick; `wanted` is of the first one's ratio."""
+    """Records of functions measured in turns. The last one is the baseline; `wanted` is of the first one's ratio."""
     measured = measure(functions, bench.device, max_rounds=rounds, max_seconds=bench.max_seconds)
-    *_, yardstick = measured.values()
+    *_, baseline = measured.values()
     return [
-        record(case, name, each, None if each is yardstick else yardstick, wanted if index == 0 else "")
+        record(case, name, each, None if each is baseline else baseline, wanted if index == 0 else "")
         for index, (name, each) in enumerate(measured.items())
     ]
 
 
 def image_processing(bench: Bench) -> list[dict]:
-    """Decoded pictures to tiles, against SmolVLM's Pillow image processor; the size is always that of the release."""
+    """Decoded images to tiles, against SmolVLM's Pillow image processor; the size is always that of the release."""
     published = JinaVLMImageProcessor(layout="stitched", do_resize=True)
     processors = {
         "JinaVLM, published settings": published,
@@ -71,20 +71,20 @@ def image_processing(bench: Bench) -> list[dict]:
             processors[f"{image_processor.__name__}, torchvision"] = image_processor()
     processors["SmolVLM, Pillow"] = SmolVLMImageProcessorPil()
     records = []
-    for (height, width), wanted in PICTURES.items():
-        picture = random_picture(height, width)
-        for kind, image in (("Pillow's", picture), ("an array", np.asarray(picture))):
-            functions = {name: partial(process, image, return_tensors="pt") for name, process in processors.items()}
+    for (height, width), wanted in IMAGES.items():
+        image = random_image(height, width)
+        for kind, given in (("Pillow's", image), ("an array", np.asarray(image))):
+            functions = {name: partial(process, given, return_tensors="pt") for name, process in processors.items()}
             records += compare(bench, f"{width} × {height}, {kind}", functions, wanted, rounds=25)
     for height, width in BATCHES:
-        pictures = [random_picture(height, width, seed) for seed in range(8)]
+        images = [random_image(height, width, seed) for seed in range(8)]
         functions = {
-            "in one call": lambda pictures=pictures: published(pictures, return_tensors="pt"),
-            "one by one": lambda pictures=pictures: torch.cat(
-                [published(picture, return_tensors="pt")["pixel_values"] for picture in pictures]
+            "in one call": lambda images=images: published(images, return_tensors="pt"),
+            "one by one": lambda images=images: torch.cat(
+                [published(image, return_tensors="pt")["pixel_values"] for image in images]
             ),
         }
-        records += compare(bench, f"8 pictures of {width} × {height}", functions, "< 1", rounds=25)
+        records += compare(bench, f"8 images of {width} × {height}", functions, "< 1", rounds=25)
     return records
 
 
@@ -163,7 +163,7 @@ def decode(bench: Bench) -> list[dict]:
 
 
 def end_to_end(bench: Bench, other: str) -> list[dict]:
-    """Time to the first token and tokens per second about a picture of 3 × 4 tiles, against another model."""
+    """Time to the first token and tokens per second about an image of 3 × 4 tiles, against another model."""
     num_tokens = 16
     models = {"JinaVLM": (bench.model, bench.prompt(bench.tiles(NUM_TILES))), other: bench.other(other)}
     first, later = {name: Measurement() for name in models}, {name: Measurement() for name in models}
@@ -199,8 +199,8 @@ def end_to_end(bench: Bench, other: str) -> list[dict]:
             seconds[name].seconds = seconds[name].seconds[-len(measured[name].seconds) :]
             seconds[name].peak_memory = measured[name].peak_memory
             length = models[name][1]["input_ids"].shape[1]
-            yardstick = seconds[other] if name != other else None
-            records.append(record(case, f"{name}, {length} tokens", seconds[name], yardstick))
+            baseline = seconds[other] if name != other else None
+            records.append(record(case, f"{name}, {length} tokens", seconds[name], baseline))
     return records
 
 
@@ -261,7 +261,7 @@ def growth_tiles(bench: Bench) -> list[dict]:
 
 
 def growth_images(bench: Bench) -> list[dict]:
-    """Prefill by the number of pictures of a thumbnail and one tile each."""
+    """Prefill by the number of images of a thumbnail and one tile each."""
     records = []
     for num_images in logging.tqdm((1, 2, 4, 8), desc="Images"):
         prompt = bench.prompt(bench.tiles(2, num_images))
@@ -271,7 +271,7 @@ def growth_images(bench: Bench) -> list[dict]:
 
 
 def growth_batch(bench: Bench) -> list[dict]:
-    """Prefill by the number of sequences with a picture of a thumbnail and one tile each."""
+    """Prefill by the number of sequences with an image of a thumbnail and one tile each."""
     records = []
     for batch_size in logging.tqdm((1, 2, 4, 8), desc="Batch"):
         input_ids = bench.prompt(bench.tiles(2))["input_ids"].repeat(batch_size, 1)

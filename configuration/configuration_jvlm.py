@@ -89,7 +89,7 @@ class JinaVLMConfig(PreTrainedConfig):
         Vision blocks whose outputs are concatenated for the connector, in this order, counted from 0; negative
         ones from the last of `vision_config.num_hidden_layers`. `[24, 18]` when not given.
     pooling_size (`int`, *optional*, defaults to 2):
-        Side of the neighbourhood that the connector pools to one image token, in patches.
+        Side of the window that the connector pools to one image token, in patches.
     pooled_grid (`list[int]`, *optional*):
         Rows and columns of pooled cells in a tile. The patch grid is zero-padded or cropped at the bottom and the
         right to `pooling_size` times this. When not given, `"independent"` leaves out an incomplete last row and

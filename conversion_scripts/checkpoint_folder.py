@@ -189,7 +189,7 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
 
 
 def common_dtype(*folders: Path) -> str:
-    """The smallest number type that holds all the folders' weights, whatever their configurations say."""
+    """The smallest dtype that holds all the folders' weights, whatever their configurations say."""
     dtypes = [
         tensor.dtype for folder in folders for tensor in read_tensors(folder, list(read_shapes(folder))).values()
     ]
@@ -207,7 +207,7 @@ def load_config(folder: Path) -> JinaVLMConfig:
 
 
 def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalGeneration:
-    """Loads a checkpoint of any layout, checked, in its weights' number type or another; values stay in the files."""
+    """Loads a checkpoint of any layout, checked, in its weights' dtype or another; values stay in the files."""
     config = load_config(folder)
     check_weights(folder, config)
     return JinaVLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype or common_dtype(folder))

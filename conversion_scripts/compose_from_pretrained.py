@@ -80,7 +80,7 @@ def compose_from_pretrained(
         decoder (`str` or `Path`): folder or Hub id of a Qwen3 checkpoint, with its tokenizer.
         output (`str` or `Path`): folder to create.
         layout (`str`, *optional*): `"independent"` or `"stitched"`, see [`JinaVLMConfig`].
-        dtype (`str`, *optional*): number type of the weights. By default the sources' own; where they differ, the one
+        dtype (`str`, *optional*): dtype of the weights. By default the sources' own; where they differ, the one
             that holds the values of both.
         tile_size (`int`, *optional*): side of a tile in pixels; by default the encoder's, in whole patches. The
             encoder's position embeddings are interpolated to another one.
@@ -119,7 +119,7 @@ def compose_from_pretrained(
             None,
             output.name,
             f"A JinaVLM composed of `{_name(vision)}` and `{_name(decoder)}`, layout `{layout}`. **Its connector is "
-            "new: it understands no pictures before it is trained.**",
+            "new: it understands no images before it is trained.**",
             f"The weights keep the licences of `{_name(vision)}` and `{_name(decoder)}`.",
             base_model=[str(source) for source in (vision, decoder) if not Path(source).exists()] or None,
         )
@@ -316,7 +316,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--decoder", required=True, metavar="ID", help="Qwen3: folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--layout", choices=("independent", "stitched"), default="independent")
-    parser.add_argument("--dtype", choices=DTYPES, help="number type of the weights; the sources' when not given")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; the sources' when not given")
     parser.add_argument("--tile_size", type=int, metavar="N", help="side of a tile in pixels; the encoder's if absent")
     parser.add_argument(
         "--vision_feature_layer",

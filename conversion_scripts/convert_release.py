@@ -61,7 +61,7 @@ def convert_release(
     Args:
         checkpoint (`str` or `Path`): folder or Hub id of the checkpoint to convert.
         output (`str` or `Path`): folder to create.
-        dtype (`str`, *optional*): number type of the weights, by default the checkpoint's.
+        dtype (`str`, *optional*): dtype of the weights, by default the checkpoint's.
         reverse (`bool`, *optional*): from ours to the published layout.
         source (`str` or `Path`, *optional*): with `reverse`, folder or Hub id of a checkpoint in the published layout
             to take from what ours does not keep: unused tensors, and code files if it has any.
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--dtype", choices=DTYPES, help="number type of the weights; the checkpoint's when not given")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; the checkpoint's when not given")
     parser.add_argument("--reverse", action="store_true", help="from our layout to the published one")
     parser.add_argument("--source", metavar="ID", help="with --reverse: where to take what our layout does not keep")
     print(f"Written: {run(parser, convert_release, argv)}")

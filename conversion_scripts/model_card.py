@@ -24,7 +24,7 @@ messages = [
         "role": "user",
         "content": [
             {{"type": "image", "path": "photo.jpg"}},
-            {{"type": "text", "text": "What is in this picture?"}},
+            {{"type": "text", "text": "What is in this image?"}},
         ],
     }}
 ]

@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Compares two checkpoints of any layout on the same pictures and the same prompt, stage by stage: where they first
-differ is where to look. Behind these stages come all weights, bit by bit, and all settings, also those that picture
+Compares two checkpoints of any layout on the same images and the same prompt, stage by stage: where they first
+differ is where to look. Behind these stages come all weights, bit by bit, and all settings, also those that image
 and prompt do not depend on. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
 
     python -m jvlm.conversion_scripts.verify jinaai/jina-vlm my-copy --dtype float32 --image photo.jpg
@@ -28,7 +28,7 @@ from .checkpoint_folder import DTYPES, listed, load_model, load_processor, local
 from .published_files import WITHOUT_EFFECT
 
 
-PROMPT = "What is in this picture?"
+PROMPT = "What is in this image?"
 NUM_GREEDY_TOKENS = 8
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map")
 # Largest difference that counts as none, relative to the root mean square of a stage: rounding, in whatever order.
@@ -72,18 +72,18 @@ def verify(
     Args:
         a (`str` or `Path`): folder or Hub id of a checkpoint of any layout.
         b (`str` or `Path`): the other one.
-        dtype (`str`, *optional*): number type to compute in, by default each checkpoint's own.
-        image (`list`, *optional*): files, URLs or pictures to show; a drawn picture when not given.
+        dtype (`str`, *optional*): dtype to compute in, by default each checkpoint's own.
+        image (`list`, *optional*): files, URLs or images to show; a drawn image when not given.
         prompt (`str`, *optional*): what to ask about them.
 
     Returns:
         `list[Stage]`: pixels, prompt tokens, vision features, connector, logits, greedy tokens, weights, settings, in
-        this order; without weights if the two have other number types.
+        this order; without weights if the two have other dtypes.
 
     Raises:
-        OSError, ValueError: if a checkpoint or a picture cannot be loaded.
+        OSError, ValueError: if a checkpoint or an image cannot be loaded.
     """
-    images = [load_image(picture) for picture in image or [_drawn_picture()]]
+    images = [load_image(image) for image in image or [_drawn_image()]]
     a, b = (_read(checkpoint, dtype, images, prompt) for checkpoint in (a, b))
     relative = max(TOLERANCES[a.dtype], TOLERANCES[b.dtype])
     stages = [_compare(name, output, b.outputs[name], relative) for name, output in a.outputs.items()]
@@ -102,7 +102,7 @@ class _Checkpoint:
     settings: dict[str, Any]
 
 
-def _drawn_picture() -> PIL.Image.Image:
+def _drawn_image() -> PIL.Image.Image:
     """Smooth random colours, 640×480 pixels; the same every time."""
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return PIL.Image.fromarray(coarse).resize((640, 480), PIL.Image.Resampling.BICUBIC)
@@ -113,7 +113,7 @@ def _read(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Imag
     folder = local_folder(checkpoint)
     model = load_model(folder, dtype).eval()
     processor = load_processor(folder, model.config)
-    content = [{"type": "image", "image": picture} for picture in images] + [{"type": "text", "text": prompt}]
+    content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
     try:
         settings = _settings(model, processor)
@@ -217,8 +217,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("a", metavar="A", help="checkpoint: folder or Hub id")
     parser.add_argument("b", metavar="B", help="the other checkpoint")
-    parser.add_argument("--dtype", choices=DTYPES, help="number type to compute in; each one's own when not given")
-    parser.add_argument("--image", action="append", metavar="FILE", help="picture to show; can be given repeatedly")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in; each one's own when not given")
+    parser.add_argument("--image", action="append", metavar="FILE", help="image to show; can be given repeatedly")
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to ask about it")
     stages = run(parser, verify, argv, status=2)
     print(format_table(stages))

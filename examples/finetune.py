@@ -1,6 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Fine-tunes a JinaVLM on conversations about pictures, all of it or a part or by LoRA, on one device or many:
+Fine-tunes a JinaVLM on conversations about images, all of it or a part or by LoRA, on one device or many:
 
     python -m examples.finetune --model_name_or_path my-jina-vlm --dataset_name rows.jsonl --output_dir OUT \\
         --stage instruction --bf16
@@ -8,7 +8,7 @@ Fine-tunes a JinaVLM on conversations about pictures, all of it or a part or by 
 
 Rows are `{"messages": [...], "images": [...]}`, see [`DataCollatorForJinaVLM`]. All arguments of
 `transformers.TrainingArguments` apply; `--args_file FILE` reads them from a file. After training, OUT holds model,
-processor, the Trainer's log, a picture of the losses and a model card; with a split to evaluate on also answers.jsonl,
+processor, the Trainer's log, an image of the losses and a model card; with a split to evaluate on also answers.jsonl,
 what the model says in place of every turn of the assistant.
 """
 
@@ -52,9 +52,9 @@ FILE_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 @dataclass
 class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the checkpoint to start from."})
-    dtype: str = field(default="float32", metadata={"help": "Number type of the weights: float32, bfloat16 or auto."})
+    dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16 or auto."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
-    max_crops: int | None = field(default=None, metadata={"help": "Most tiles a picture is cut into."})
+    max_crops: int | None = field(default=None, metadata={"help": "Most tiles an image is cut into."})
     use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters, and the connector fully."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -76,14 +76,14 @@ class DataArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, if any."})
     streaming: bool = field(default=False, metadata={"help": "Read rows as they come; needs --max_steps."})
-    text_dataset_name: str | None = field(default=None, metadata={"help": "Rows without pictures to mix in."})
+    text_dataset_name: str | None = field(default=None, metadata={"help": "Rows without images to mix in."})
     text_only_share: float = field(default=0.15, metadata={"help": "Share of rows of --text_dataset_name."})
     max_length: int | None = field(default=None, metadata={"help": "Longest conversation in tokens."})
     max_new_tokens: int = field(default=128, metadata={"help": "Longest generated answer in tokens."})
 
 
 def load_rows(data: DataArguments, name: str, split: str) -> Dataset | IterableDataset:
-    """Rows of a data set; relative paths of pictures in local files count from the files' folder."""
+    """Rows of a data set; relative paths of images in local files count from the files' folder."""
     path = Path(name)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = load_from_disk(name)
@@ -110,19 +110,19 @@ def _beside(folder: Path, image):
 
 
 def mix(rows, text, share: float, seed: int) -> Dataset | IterableDataset:
-    """Rows with pictures and a share of rows without, in random order, until either are used up."""
+    """Rows with images and a share of rows without, in random order, until either are used up."""
     columns = ["messages", "images"]
     # Tables take nothing but rows of one type.
     features = Features({name: rows.features[name] for name in columns}) if rows.features else None
     content = features["messages"].feature["content"] if features else None
 
-    def as_rows_with_pictures(row: dict) -> dict:
+    def as_rows_with_images(row: dict) -> dict:
         messages = row["messages"]
         if content != Value("string"):
             messages = [{**message, "content": content_parts(message["content"])} for message in messages]
         return {"messages": messages, "images": []}
 
-    text = text.map(as_rows_with_pictures, features=features, remove_columns=text.column_names)
+    text = text.map(as_rows_with_images, features=features, remove_columns=text.column_names)
     return interleave_datasets([rows.select_columns(columns), text], probabilities=[1 - share, share], seed=seed)
 
 
@@ -170,7 +170,7 @@ def finetune(
 
 
 def draw_losses(logs: dict[str, list[dict]], path: Path) -> None:
-    """Draws the losses of one or several runs, one after the other, as a picture."""
+    """Draws the losses of one or several runs, one after the other, as an image."""
     figure, axes = plt.subplots(1, len(logs), figsize=(6 * len(logs), 4), squeeze=False, layout="constrained")
     for (name, log), axis in zip(logs.items(), axes[0], strict=True):
         for key, label in (("loss", "training"), ("eval_loss", "evaluation")):

@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gpus", type=int, default=8, help="among which fsdp2 and deepspeed_zero3 divide the model")
     parser.add_argument("--batch_size", type=int, default=1, help="rows on each GPU at once")
     parser.add_argument("--tiles", type=int, default=13, help="tiles of a row, thumbnails included")
-    parser.add_argument("--length", type=int, default=2400, help="tokens of a row, those of its pictures included")
+    parser.add_argument("--length", type=int, default=2400, help="tokens of a row, those of its images included")
     args = parser.parse_args(argv)
     for name in ("gpus", "batch_size", "tiles", "length"):
         if getattr(args, name) < 1:

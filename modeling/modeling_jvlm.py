@@ -66,7 +66,7 @@ class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 
 
 class JinaVLMAttentionPooling(nn.Module):
-    """Multi-head attention over the patches of a neighbourhood, asked with their mean."""
+    """Multi-head attention over the patches of a window, asked with their mean."""
 
     def __init__(self, config: JinaVLMConfig):
         super().__init__()
@@ -384,7 +384,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
     def _encode_tiles(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """
-        The vision tower's outputs for all tiles. Neighbours of equal pixels go through it once: a picture of one tile
+        The vision tower's outputs for all tiles. Neighbours of equal pixels go through it once: an image of one tile
         has it as its thumbnail too.
         """
         is_new = torch.ones(len(pixel_values), dtype=torch.bool, device=pixel_values.device)
@@ -620,7 +620,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         ...         "role": "user",
         ...         "content": [
         ...             {"type": "image", "path": "photo.jpg"},
-        ...             {"type": "text", "text": "What is in this picture?"},
+        ...             {"type": "text", "text": "What is in this image?"},
         ...         ],
         ...     }
         ... ]

@@ -1,1 +1,1 @@
-"""From pictures and prompts to model inputs."""
+"""From images and prompts to model inputs."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""A picture of what the model sees of a picture: its tiles, their overlaps and the thumbnail."""
+"""An image of what the model sees of an image: its tiles, their overlaps and the thumbnail."""
 
 import colorsys
 
@@ -26,24 +26,24 @@ def draw_tiles(
     **images_kwargs,
 ) -> PIL.Image.Image:
     """
-    Draws how a picture is cut: the canvas with every tile outlined and numbered in reading order and the overlaps
+    Draws how an image is cut: the canvas with every tile outlined and numbered in reading order and the overlaps
     shaded, the thumbnail, the number of image tokens, and questions with their answers.
 
     Canvas and thumbnail are put together from the `pixel_values` that the model is given, normalisation undone.
 
     Args:
-        image (`str` or `PIL.Image.Image`): the picture, or its path or URL; it is not changed.
+        image (`str` or `PIL.Image.Image`): the image, or its path or URL; it is not changed.
         processor ([`JinaVLMProcessor`]): any processor of the model, of either layout and any tile size.
         answers (`dict[str, str]`, *optional*): answers by question.
         font (`str`, *optional*): a TrueType file for the text; Pillow's own font has English letters only.
-        images_kwargs: arguments of the image processor for this picture, such as `max_crops`.
+        images_kwargs: arguments of the image processor for this image, such as `max_crops`.
 
     Returns:
-        `PIL.Image.Image`: an RGB picture. Small canvases are enlarged by a whole factor, large ones reduced.
+        `PIL.Image.Image`: an RGB image. Small canvases are enlarged by a whole factor, large ones reduced.
 
     Raises:
         OSError: if `font` cannot be read.
-        ValueError: for pictures and arguments that the image processor refuses.
+        ValueError: for images and arguments that the image processor refuses.
     """
     image_processor = processor.image_processor
     image = image_processor.fetch_images(image)
@@ -67,10 +67,10 @@ def draw_tiles(
     title = f"{rows} x {cols} tiles and a thumbnail, {num_tokens} image tokens"
     if num_tokens > num_cells:
         title += f" ({num_tokens - num_cells} of them markers)"
-    details = f"Picture {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size}"
+    details = f"Image {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size}"
     if len(tiles) > 1 and geometry.overlap:
         details += f", overlap {geometry.overlap} pixels (shaded)"
-    text = [("Thumbnail, the whole picture", 15, _FAINT)]
+    text = [("Thumbnail, the whole image", 15, _FAINT)]
     for question, answer in (answers or {}).items():
         text += [("", 8, _INK), (question, 18, _FAINT), (answer, 24, _INK)]
     return _compose(canvas, thumbnail, [(title, 26, _INK), (details, 15, _FAINT)], text, font)
@@ -177,12 +177,12 @@ def _compose(
     top = _MARGIN + head.height + 12
     left, panel_top = (0, canvas.height + _MARGIN) if below else (canvas.width + _MARGIN, 0)
     height = max(canvas.height, panel_top + panel_height)
-    picture = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _PAPER)
-    picture.paste(head, (_MARGIN, _MARGIN))
-    picture.paste(canvas, (_MARGIN, top))
-    picture.paste(thumbnail, (_MARGIN + left, top + panel_top))
-    picture.paste(text, (_MARGIN + left + text_left, top + panel_top + text_top))
-    return picture
+    image = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _PAPER)
+    image.paste(head, (_MARGIN, _MARGIN))
+    image.paste(canvas, (_MARGIN, top))
+    image.paste(thumbnail, (_MARGIN + left, top + panel_top))
+    image.paste(text, (_MARGIN + left + text_left, top + panel_top + text_top))
+    return image
 
 
 __all__ = ["draw_tiles"]

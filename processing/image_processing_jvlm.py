@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Image processor of JinaVLM: pictures of any size to overlapping tiles and a thumbnail."""
+"""Image processor of JinaVLM: images of any size to overlapping tiles and a thumbnail."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +41,7 @@ from .resizing import as_float, empty, image_size, resize
 from .tiling import TileGeometry
 
 
-# What Pillow raises for files that are damaged, no pictures or too large.
+# What Pillow raises for files that are damaged, no images or too large.
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
@@ -57,19 +57,19 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     patch_size (`int`, *optional*, defaults to 14):
         Side of a patch of the vision tower, in pixels.
     pooling_size (`int`, *optional*, defaults to 2):
-        Side of the neighbourhood that the connector pools, in patches.
+        Side of the window that the connector pools, in patches.
     pooled_grid (`list[int]`, *optional*):
         Rows and columns of pooled cells in a tile, see [`JinaVLMConfig`].
     min_pixels (`int`, *optional*, defaults to 3136):
-        Smallest area of a picture after the first resize (`do_resize`).
+        Smallest area of an image after the first resize (`do_resize`).
     max_pixels (`int`, *optional*, defaults to 1003520):
-        Largest area of a picture after the first resize (`do_resize`).
+        Largest area of an image after the first resize (`do_resize`).
     max_aspect_ratio (`float`, *optional*, defaults to 200):
-        Largest ratio of a picture's longer to its shorter side.
+        Largest ratio of an image's longer to its shorter side.
     antialias (`bool`, *optional*, defaults to `False`):
         Whether resizing smooths what it shrinks.
     resize_in_float32 (`bool`, *optional*, defaults to `False`):
-        Whether the first resize of 8-bit pictures keeps fractions of a level; by default it rounds to levels.
+        Whether the first resize of 8-bit images keeps fractions of a level; by default it rounds to levels.
     """
 
     layout: str
@@ -88,23 +88,23 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
 @auto_docstring
 class JinaVLMImageProcessor(PilBackend):
     r"""
-    Cuts pictures of any size into at most `max_crops` overlapping square tiles and a thumbnail of the whole.
+    Cuts images of any size into at most `max_crops` overlapping square tiles and a thumbnail of the whole.
 
-    Pillow decodes and converts, PyTorch resizes; torchvision is not needed. With `do_resize`, a picture is first
+    Pillow decodes and converts, PyTorch resizes; torchvision is not needed. With `do_resize`, an image is first
     brought to whole patches and an area between `min_pixels` and `max_pixels`, as the published checkpoint does.
     Then it is resized, aspect ratio not kept, to the canvas of the grid that changes its scale least, and the canvas
     is cut. Any argument can be given to a single call, which never changes the processor.
 
     Returns a `BatchFeature` with
 
-    - **pixel_values** (float32, `[tiles, 3, size, size]`): all tiles of all pictures one after the other; each
-      picture's thumbnail comes first, then its tiles row by row.
+    - **pixel_values** (float32, `[tiles, 3, size, size]`): all tiles of all images one after the other; each
+      image's thumbnail comes first, then its tiles row by row.
     - **image_token_positions** (int64, `[tiles, pooled cells]`): for every pooled cell its place among the image
-      tokens of its picture, -1 where the cell is dropped.
-    - **image_grids** (int64, `[pictures, 2]`): rows and columns of tiles of every picture.
+      tokens of its image, -1 where the cell is dropped.
+    - **image_grids** (int64, `[images, 2]`): rows and columns of tiles of every image.
 
     Raises:
-        ValueError: for a picture that cannot be decoded, is empty, is too long for `max_aspect_ratio`, or has another
+        ValueError: for an image that cannot be decoded, is empty, is too long for `max_aspect_ratio`, or has another
             number of channels than 1, 3 or 4; and for arguments that do not fit together. The message names it.
     """
 
@@ -158,9 +158,9 @@ class JinaVLMImageProcessor(PilBackend):
         **kwargs,
     ) -> PIL.Image.Image | torch.Tensor:
         """
-        Decodes one picture to an RGB picture of Pillow or a tensor `[3, height, width]` of its own number type.
+        Decodes one image to an RGB image of Pillow or a tensor `[3, height, width]` of its own dtype.
 
-        Pictures become RGB as Pillow converts them, which is also what `load_image` does: transparency is dropped.
+        Images become RGB as Pillow converts them, which is also what `load_image` does: transparency is dropped.
         """
         if isinstance(image, PIL.Image.Image):
             image = _decode(image, do_convert_rgb)
@@ -171,7 +171,7 @@ class JinaVLMImageProcessor(PilBackend):
         shape = tuple(image.shape)
         if image.numel() == 0:
             raise ValueError(f"An image of shape {shape} is empty; leave it out of the batch.")
-        if image.ndim == 2:  # a grey picture that `do_convert_rgb=False` leaves grey
+        if image.ndim == 2:  # a grey image that `do_convert_rgb=False` leaves grey
             image, input_data_format = image[None], ChannelDimension.FIRST
         if input_data_format is None:
             try:
@@ -209,13 +209,13 @@ class JinaVLMImageProcessor(PilBackend):
         )
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
-        """Rows and columns of tiles that a picture of this size, in pixels, is cut into."""
+        """Rows and columns of tiles that an image of this size, in pixels, is cut into."""
         setting = self._settings(images_kwargs)
         height, width = self._first_size(height, width, images_kwargs)
         return self.geometry(images_kwargs).select_grid(height, width, setting("max_crops"))
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Tiles, the thumbnail included, of a picture of this size in pixels."""
+        """Tiles, the thumbnail included, of an image of this size in pixels."""
         rows, cols = self.get_image_grid(height, width, images_kwargs)
         return 1 + rows * cols
 
@@ -225,7 +225,7 @@ class JinaVLMImageProcessor(PilBackend):
         return lambda name: images_kwargs[name] if images_kwargs.get(name) is not None else getattr(self, name)
 
     def _first_size(self, height: int, width: int, images_kwargs: dict[str, Any] | None) -> tuple[int, int]:
-        """Size of a picture after the first resize, which `do_resize` asks for."""
+        """Size of an image after the first resize, which `do_resize` asks for."""
         setting = self._settings(images_kwargs)
         ratio = max(height, width) / min(height, width)
         if ratio > setting("max_aspect_ratio"):
@@ -284,7 +284,7 @@ class JinaVLMImageProcessor(PilBackend):
             if resize_in_float32:
                 image = rescale(as_float(image))
             if do_resize:
-                # Only the first resize of an 8-bit picture is rounded to its levels.
+                # Only the first resize of an 8-bit image is rounded to its levels.
                 image = resize(image, size, mode, antialias)
                 image = image if resize_in_float32 else rescale(image)
             # One channel of floats after the other stays in the processor's cache; bicubic ones are clipped together.
@@ -334,9 +334,9 @@ def _undecodable(description: str, error: Exception) -> ValueError:
     mend = (
         "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         if isinstance(error, PIL.Image.DecompressionBombError)
-        else "check that the file is complete and a picture"
+        else "check that the file is complete and an image"
     )
-    reason = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}…"  # may quote a whole picture in base64
+    reason = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}…"  # may quote a whole image in base64
     return ValueError(f"{description} cannot be decoded ({reason}); {mend}.")
 
 

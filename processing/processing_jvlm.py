@@ -11,7 +11,7 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Processor of JinaVLM: pictures and prompts to model inputs."""
+"""Processor of JinaVLM: images and prompts to model inputs."""
 
 import numpy as np
 from transformers.image_utils import ImageInput, is_valid_image, make_nested_list_of_images
@@ -89,16 +89,16 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | N
     custom_intro="""
     Wraps a [`JinaVLMImageProcessor`] and any tokenizer of Transformers into one processor.
 
-    Every `<|image|>` of a prompt is replaced by the tokens of its picture, one contiguous span. A prompt without
-    `<|image|>` whose pictures are given gets them at its very start. Image tokens that the tokenizer lacks are added
+    Every `<|image|>` of a prompt is replaced by the tokens of its image, one contiguous span. A prompt without
+    `<|image|>` whose images are given gets them at its very start. Image tokens that the tokenizer lacks are added
     to it, see [`add_image_tokens`]. Without a `chat_template` the one of the image processor's layout is used.
     """
 )
 class JinaVLMProcessor(ProcessorMixin):
     r"""
     Raises:
-        ValueError: if pictures and placeholders do not match, a prompt contains image tokens itself or half of a
-            surrogate pair, or truncation would cut a picture's tokens; the message names the prompt and the mend. When
+        ValueError: if images and placeholders do not match, a prompt contains image tokens itself or half of a
+            surrogate pair, or truncation would cut an image's tokens; the message names the prompt and the mend. When
             it is built, if the tokenizer has no EOS token.
     """
 
@@ -158,7 +158,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return ["image_grids"]
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Loads pictures, nests them by prompt and gives prompts without a placeholder theirs."""
+        """Loads images, nests them by prompt and gives prompts without a placeholder theirs."""
         images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         if images is None or (isinstance(images, (list, tuple)) and not any(map(_holds_image, images))):
             return None, text, *others
@@ -187,7 +187,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return nested, text, *others
 
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Checks that there is a picture for every placeholder, and that every prompt is text without image tokens."""
+        """Checks that there is an image for every placeholder, and that every prompt is text without image tokens."""
         if text is None:
             super().validate_inputs(images=images, text=text, **kwargs)
             return
@@ -215,7 +215,7 @@ class JinaVLMProcessor(ProcessorMixin):
             raise ValueError(_count_mismatch("The prompts have", num_placeholders, num_images))
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The tokens, as text, that the `image_idx`-th picture expands to."""
+        """The tokens, as text, that the `image_idx`-th image expands to."""
         return self._image_text(tuple(int(count) for count in image_inputs["image_grids"][image_idx]), kwargs)
 
     def _image_text(self, grid: tuple[int, int], images_kwargs: dict) -> str:
@@ -254,7 +254,7 @@ class JinaVLMProcessor(ProcessorMixin):
         return merged
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs, modalities: list[str]):
-        """Raises if truncation cut a picture's tokens."""
+        """Raises if truncation cut an image's tokens."""
         for index, (sample, input_ids) in enumerate(zip(text, text_inputs["input_ids"], strict=False)):
             expected = sum(sample.count(token) for token in IMAGE_TOKENS if token != self.image_token)
             found = int(np.isin(np.asarray(input_ids), self.image_token_ids).sum())
@@ -266,13 +266,13 @@ class JinaVLMProcessor(ProcessorMixin):
 
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """
-        Predicts, without pixels, what pictures of these sizes expand to.
+        Predicts, without pixels, what images of these sizes expand to.
 
         Args:
-            image_sizes (`list[list[int]]`, *optional*): height and width of each picture, in pixels.
+            image_sizes (`list[list[int]]`, *optional*): height and width of each image, in pixels.
 
         Returns:
-            `MultiModalData`: `num_image_tokens`, all tokens of each picture's span, markers included, and
+            `MultiModalData`: `num_image_tokens`, all tokens of each image's span, markers included, and
             `num_image_patches`, its tiles, thumbnail included.
         """
         if image_sizes is None:
@@ -287,7 +287,7 @@ class JinaVLMProcessor(ProcessorMixin):
 
 
 def _holds_image(images) -> bool:
-    """Whether there is any picture in a picture or a list of them."""
+    """Whether there is any image in an image or a list of them."""
     return any(map(_holds_image, images)) if isinstance(images, (list, tuple)) else is_valid_image(images)
 
 

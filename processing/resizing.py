@@ -2,7 +2,7 @@
 """
 Resizing with the results of `torch.nn.functional.interpolate` in less time and memory, on any number of threads.
 
-A picture is one of Pillow in mode RGB or a tensor `[3, height, width]`. Those of Pillow and uint8 tensors are 8-bit.
+An image is one of Pillow in mode RGB or a tensor `[3, height, width]`. Those of Pillow and uint8 tensors are 8-bit.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +26,12 @@ def empty(*shape: int) -> torch.Tensor:
 
 
 def image_size(image: PIL.Image.Image | torch.Tensor) -> tuple[int, int]:
-    """Height and width of a picture, in pixels."""
+    """Height and width of an image, in pixels."""
     return tuple(image.shape[-2:]) if isinstance(image, torch.Tensor) else (image.height, image.width)
 
 
 def as_float(image: PIL.Image.Image | torch.Tensor) -> torch.Tensor:
-    """A copy of a picture, or of some of its channels, as float32 `[channels, height, width]`."""
+    """A copy of an image, or of some of its channels, as float32 `[channels, height, width]`."""
     copy = empty(len(image) if isinstance(image, torch.Tensor) else 3, *image_size(image))
     for index, channel in enumerate(copy):
         channel.copy_(_channel(image, index))
@@ -46,17 +46,17 @@ def resize(
     image: PIL.Image.Image | torch.Tensor, size: tuple[int, int], mode: str = "bilinear", antialias: bool = False
 ) -> torch.Tensor:
     """
-    Resizes a picture, aspect ratio not kept.
+    Resizes an image, aspect ratio not kept.
 
     Args:
-        image (`PIL.Image.Image` or `torch.Tensor` of shape `[3, height, width]`): the picture. Of one in floats, any
+        image (`PIL.Image.Image` or `torch.Tensor` of shape `[3, height, width]`): the image. Of one in floats, any
             of its channels.
         size (`tuple[int, int]`): new height and width.
         mode (`"bilinear"` or `"bicubic"`, *optional*, defaults to `"bilinear"`): the interpolation.
         antialias (`bool`, *optional*, defaults to `False`): whether to smooth what shrinks.
 
     Returns:
-        `torch.Tensor` of shape `[channels, *size]`: float32, a new tensor; 8-bit pictures are rounded to their 256
+        `torch.Tensor` of shape `[channels, *size]`: float32, a new tensor; 8-bit images are rounded to their 256
         levels.
     """
     height, width = image_size(image)
@@ -69,7 +69,7 @@ def resize(
         return _resize_sampled(image, size)
 
     def interpolate(channels: torch.Tensor) -> torch.Tensor:
-        # Channels as pictures of their own: together, PyTorch's last bits depend on its number of threads.
+        # Channels as images of their own: together, PyTorch's last bits depend on its number of threads.
         channels = channels.float().unsqueeze(1)
         return F.interpolate(channels, size=size, mode=mode, align_corners=False, antialias=antialias).squeeze(1)
 
@@ -77,14 +77,14 @@ def resize(
         resized = interpolate(image)
         return resized.clamp_(*image.float().aminmax()) if mode == "bicubic" else resized
     resized = empty(3, *size)
-    for index in range(3):  # one after the other, so that there is never a float copy of the whole picture
+    for index in range(3):  # one after the other, so that there is never a float copy of the whole image
         torch.round(interpolate(_channel(image, index)[None]), out=resized[index, None])
     return resized.clamp_(0, 255) if mode == "bicubic" else resized
 
 
 def _resize_sampled(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
-    `resize` of an 8-bit picture, bilinear, that reads and converts only the pixels it samples.
+    `resize` of an 8-bit image, bilinear, that reads and converts only the pixels it samples.
 
     `addcmul` is a fused multiply-add where PyTorch's own resize is compiled to one: the results are the same bits.
     """
@@ -104,7 +104,7 @@ def _resize_sampled(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]
 
 def _read_corners(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """
-    The four pixels around every place that a bilinear resize of an 8-bit picture samples.
+    The four pixels around every place that a bilinear resize of an 8-bit image samples.
 
     Returns:
         `np.ndarray` of shape `[2, 2, rows, columns * 3]`: above and below, left and right.
@@ -113,7 +113,7 @@ def _read_corners(image: PIL.Image.Image | torch.Tensor, size: tuple[int, int]) 
     rows, columns = (_samples(*axis)[:2] for axis in sizes)
     corners = np.empty((2, 2, size[0], 3 * size[1]), np.uint8)
     if isinstance(image, PIL.Image.Image) and all(_picks_samples(*axis) for axis in sizes):
-        # All pixels of a large picture take several times as long to get out of Pillow as the few that are needed.
+        # All pixels of a large image take several times as long to get out of Pillow as the few that are needed.
         scales, offsets = [_scale(*axis) for axis in sizes], (_BEFORE, _AFTER)
 
         def read(row: int) -> None:
@@ -152,7 +152,7 @@ def _samples(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, torch.Te
 def _pick(
     image: PIL.Image.Image, size: tuple[int, int], scales: tuple[float, float], offsets: tuple[float, float]
 ) -> PIL.Image.Image:
-    """The pixels of a picture at the places `scale * (index + 0.5) + offset` along either axis, rounded down."""
+    """The pixels of an image at the places `scale * (index + 0.5) + offset` along either axis, rounded down."""
     (row_scale, column_scale), (row_offset, column_offset) = scales, offsets
     data = (column_scale, 0, column_offset, 0, row_scale, row_offset)
     return image.transform(size[::-1], PIL.Image.Transform.AFFINE, data, PIL.Image.Resampling.NEAREST)

@@ -20,17 +20,17 @@ def _grids(max_crops: int) -> np.ndarray:
 @dataclass(frozen=True)
 class TileGeometry:
     """
-    How a picture of any size is cut into overlapping square tiles, and how their pooled cells become image tokens.
+    How an image of any size is cut into overlapping square tiles, and how their pooled cells become image tokens.
 
     Args:
         tile_size (`int`): side of a tile, in pixels.
         patch_size (`int`): side of a patch, in pixels; divides `tile_size`.
         overlap_margins (`tuple[int, int]`): patches at the left (top) and the right (bottom) of a tile that belong
             to its surroundings; neighbouring tiles overlap by their sum.
-        pooling_size (`int`): side of the neighbourhood that is pooled to one cell, in patches.
+        pooling_size (`int`): side of the window that is pooled to one cell, in patches.
         pooled_grid (`tuple[int, int]`): rows and columns of pooled cells in a tile.
         layout (`str`): `"independent"`: every tile keeps all of its cells; `"stitched"`: cells that a neighbour
-            sees better are dropped, the rest is placed in reading order of the whole picture.
+            sees better are dropped, the rest is placed in reading order of the whole image.
 
     Raises:
         ValueError: if the sizes do not fit together; the message names the argument.
@@ -93,7 +93,7 @@ class TileGeometry:
 
     def select_grid(self, height: int, width: int, max_crops: int) -> tuple[int, int]:
         """
-        The grid of at most `max_crops` tiles to whose canvas a picture of this size, in pixels, is resized with the
+        The grid of at most `max_crops` tiles to whose canvas an image of this size, in pixels, is resized with the
         least change of scale: the smallest enlargement where there is one, else the mildest reduction.
         """
         if max_crops < 1:
@@ -132,7 +132,7 @@ class TileGeometry:
     @lru_cache  # noqa: B019 - a geometry is a small frozen value; there are few of them and few grids
     def token_positions(self, grid: tuple[int, int]) -> np.ndarray:
         """
-        Place of every pooled cell among the image tokens of its picture, -1 where it is dropped.
+        Place of every pooled cell among the image tokens of its image, -1 where it is dropped.
 
         Args:
             grid (`tuple[int, int]`): rows and columns of tiles.
@@ -156,7 +156,7 @@ class TileGeometry:
 
     def num_tokens(self, grid: tuple[int, int]) -> tuple[int, int]:
         """
-        Length of what a picture of this grid expands to.
+        Length of what an image of this grid expands to.
 
         Returns:
             `tuple[int, int]`: all tokens, markers included, and those of them that stand for a pooled cell.

@@ -30,7 +30,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 END_OF_TEXT = "<|endoftext|>"
 CORPUS = [
     " User: What is the name of this lady? Assistant: Her name is Ada.<|endoftext|>",
-    " User: Which of the two pictures is darker? Assistant: The first one is darker.<|endoftext|>",
+    " User: Which of the two images is darker? Assistant: The first one is darker.<|endoftext|>",
 ]
 
 
@@ -151,17 +151,17 @@ def build_model(build_config):
     return build
 
 
-def make_picture(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
-    """A smooth random RGB picture."""
+def make_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
+    """A smooth random RGB image."""
     rng = np.random.default_rng(seed)
     coarse = PIL.Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
-@pytest.fixture
-def picture():
-    """A function (height, width, seed) to a smooth random RGB picture."""
-    return make_picture
+@pytest.fixture(name="make_image")
+def make_image_fixture():
+    """A function (height, width, seed) to a smooth random RGB image."""
+    return make_image
 
 
 @pytest.fixture(scope="session")
@@ -189,7 +189,7 @@ def released_processor(release):
 
 
 def user(*parts) -> dict:
-    """A user's message of pictures and texts."""
+    """A user's message of images and texts."""
     content = [
         {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
     ]
@@ -203,7 +203,7 @@ def assistant(text: str) -> dict:
 
 @pytest.fixture(name="user")
 def user_message():
-    """A function (*pictures and texts) to a user's message."""
+    """A function (*images and texts) to a user's message."""
     return user
 
 

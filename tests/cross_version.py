@@ -6,7 +6,7 @@ Checks that checkpoints saved with one version of Transformers answer alike with
     python tests/cross_version.py check DIR     # with the other
 
 `save` writes, from the small checkpoint in the published layout and from a fresh model of either layout, a checkpoint,
-a picture's model inputs and the logits for them; `check` loads each, prepares the picture again and compares.
+an image's model inputs and the logits for them; `check` loads each, prepares the image again and compares.
 """
 
 import sys
@@ -48,10 +48,10 @@ def fresh(layout: str):
 
 @torch.no_grad
 def answers(model, processor) -> dict[str, torch.Tensor]:
-    """Model inputs of a picture, logits and greedy tokens."""
+    """Model inputs of an image, logits and greedy tokens."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture = PIL.Image.fromarray(pixels).resize((600, 450), PIL.Image.Resampling.BICUBIC)
-    inputs = dict(processor(images=picture, text=PROMPT, return_tensors="pt"))
+    image = PIL.Image.fromarray(pixels).resize((600, 450), PIL.Image.Resampling.BICUBIC)
+    inputs = dict(processor(images=image, text=PROMPT, return_tensors="pt"))
     tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     return {**inputs, "logits": model(**inputs).logits, "tokens": tokens}
 

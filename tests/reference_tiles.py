@@ -18,13 +18,13 @@ def expected_tiles(
     in_float32: bool = False,
 ) -> torch.Tensor:
     """
-    Thumbnail and tiles of a picture, normalised to -1 for 0 and 1 for `scale`.
+    Thumbnail and tiles of an image, normalised to -1 for 0 and 1 for `scale`.
 
-    Resized with PyTorch, the first resize of 8-bit pictures rounded to their levels unless `in_float32`; windows cut
+    Resized with PyTorch, the first resize of 8-bit images rounded to their levels unless `in_float32`; windows cut
     in a loop.
 
     Args:
-        image (`torch.Tensor` of shape `[3, height, width]`): the picture; uint8 is 8-bit.
+        image (`torch.Tensor` of shape `[3, height, width]`): the image; uint8 is 8-bit.
         geometry (`TileGeometry`): what is cut.
         first_size (`tuple[int, int]`, *optional*): height and width of the first resize, where there is one.
     """

@@ -90,7 +90,7 @@ def test_base_model_and_whole_model_have_the_same_weights(checkpoint):
         assert torch.equal(weight, whole[f"model.{name}"]), name
 
 
-def test_auto_model_for_vision2seq(checkpoint, picture, user, tmp_path):
+def test_auto_model_for_vision2seq(checkpoint, make_image, user, tmp_path):
     from transformers import AutoModelForVision2Seq
 
     assert AutoModelForVision2Seq is jvlm.AutoModelForVision2Seq
@@ -99,7 +99,7 @@ def test_auto_model_for_vision2seq(checkpoint, picture, user, tmp_path):
     assert type(AutoModelForVision2Seq.from_config(model.config)) is JinaVLMForConditionalGeneration
     processor = AutoProcessor.from_pretrained(checkpoint)
     inputs = processor.apply_chat_template(
-        [user(picture(90, 130), "Who?")], tokenize=True, return_dict=True, return_tensors="pt"
+        [user(make_image(90, 130), "Who?")], tokenize=True, return_dict=True, return_tensors="pt"
     )
     output = model.generate(**inputs, **GREEDY)
     model.save_pretrained(tmp_path / "saved")
@@ -144,21 +144,21 @@ def answer(pipe, chat, **kwargs) -> str:
     return pipe.processor.decode(output, skip_special_tokens=True)
 
 
-def test_chats(pipe, messages, picture, user, assistant, tmp_path):
-    image = picture(90, 130)
-    image.save(tmp_path / "picture.png")
-    text = base64.b64encode((tmp_path / "picture.png").read_bytes()).decode()
+def test_chats(pipe, messages, make_image, user, assistant, tmp_path):
+    image = make_image(90, 130)
+    image.save(tmp_path / "image.png")
+    text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
     expected = answer(pipe, [user(image, "Who is this?")])
-    for part in ({"image": image}, {"path": str(tmp_path / "picture.png")}, {"base64": text}):
+    for part in ({"image": image}, {"path": str(tmp_path / "image.png")}, {"base64": text}):
         chat = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "Who is this?"}]}]
         output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
         assert output[0]["generated_text"] == expected
     # The whole chat with the answer.
     output = pipe(text=[user(image, "Who is this?")], generate_kwargs=GREEDY)
     assert output[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
-    # Several turns, and no picture at all.
+    # Several turns, and no image at all.
     for chat in (
-        [user(image, "Who is this?"), assistant("Ada."), user(picture(40, 40), "And here?")],
+        [user(image, "Who is this?"), assistant("Ada."), user(make_image(40, 40), "And here?")],
         [user("Well?")],
     ):
         output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
@@ -166,8 +166,8 @@ def test_chats(pipe, messages, picture, user, assistant, tmp_path):
     assert messages == []
 
 
-def test_images_and_text(pipe, messages, picture):
-    image = picture(90, 130)
+def test_images_and_text(pipe, messages, make_image):
+    image = make_image(90, 130)
     inputs = pipe.processor(images=image, text="<|image|> Who is this?", return_tensors="pt")
     output = pipe.model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
     expected = pipe.processor.decode(output, skip_special_tokens=True)
@@ -179,24 +179,24 @@ def test_images_and_text(pipe, messages, picture):
     assert [message for message in messages if "not formatted as a chat" not in message] == []
 
 
-def test_batches(pipe, messages, picture, user):
+def test_batches(pipe, messages, make_image, user):
     """Chats of different lengths, two at a time, answer as one by one."""
     chats = [
-        [user(picture(90, 130), "Who is this?")],
-        [user(picture(40, 40), "And here?")],
-        [user(picture(60, 200), picture(50, 50), "Which of the two pictures is darker?")],
-        [user(picture(40, 40, 1), "Who?")],
-        # The pipeline does not mix chats with and without pictures in one batch.
+        [user(make_image(90, 130), "Who is this?")],
+        [user(make_image(40, 40), "And here?")],
+        [user(make_image(60, 200), make_image(50, 50), "Which of the two images is darker?")],
+        [user(make_image(40, 40, 1), "Who?")],
+        # The pipeline does not mix chats with and without images in one batch.
         [user("Well?")],
-        [user("Which of the two pictures is darker?")],
+        [user("Which of the two images is darker?")],
     ]
     outputs = pipe(text=chats, batch_size=2, generate_kwargs=GREEDY, return_full_text=False)
     assert [output[0]["generated_text"] for output in outputs] == [answer(pipe, chat) for chat in chats]
     assert messages == []
 
 
-def test_generate_kwargs(pipe, picture, user):
-    chat = [user(picture(90, 130), "Who is this?")]
+def test_generate_kwargs(pipe, make_image, user):
+    chat = [user(make_image(90, 130), "Who is this?")]
     output = pipe(text=chat, generate_kwargs={**GREEDY, "num_beams": 3}, return_full_text=False)
     assert output[0]["generated_text"] == answer(pipe, chat, num_beams=3)
     output = pipe(text=chat, max_new_tokens=3, do_sample=False, return_full_text=False)
@@ -204,8 +204,8 @@ def test_generate_kwargs(pipe, picture, user):
     assert output[0]["generated_text"] == expected
 
 
-def test_processor_kwargs(pipe, picture, user, monkeypatch):
-    chat = [user(picture(500, 1200), "Who is this?")]
+def test_processor_kwargs(pipe, make_image, user, monkeypatch):
+    chat = [user(make_image(500, 1200), "Who is this?")]
     tiles, encode = [], pipe.model.model.get_image_features
 
     @functools.wraps(encode)
@@ -219,11 +219,11 @@ def test_processor_kwargs(pipe, picture, user, monkeypatch):
     assert tiles[0] == 2 < tiles[1]
 
 
-def test_streamer(checkpoint, picture, user):
+def test_streamer(checkpoint, make_image, user):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
     inputs = processor.apply_chat_template(
-        [user(picture(90, 130), "Who is this?")],
+        [user(make_image(90, 130), "Who is this?")],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -239,12 +239,12 @@ def test_streamer(checkpoint, picture, user):
         assert "".join(pieces) == processor.decode(output, skip_special_tokens=True)
 
 
-def test_bytes_in_memory(pipe, picture, user):
-    """A picture that has not been decoded yet answers as the decoded one."""
+def test_bytes_in_memory(pipe, make_image, user):
+    """An image that has not been decoded yet answers as the decoded one."""
     import PIL.Image
 
     buffer = io.BytesIO()
-    picture(90, 130).save(buffer, "PNG")
+    make_image(90, 130).save(buffer, "PNG")
     chat = [user(PIL.Image.open(buffer), "Who is this?")]
     output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
-    assert output[0]["generated_text"] == answer(pipe, [user(picture(90, 130), "Who is this?")])
+    assert output[0]["generated_text"] == answer(pipe, [user(make_image(90, 130), "Who is this?")])

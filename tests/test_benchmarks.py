@@ -40,7 +40,7 @@ def test_peak_memory():
 
 
 @torch.no_grad
-def test_yardsticks_have_our_weights(bench):
+def test_baselines_have_our_weights(bench):
     tiles, input_ids = bench.tiles(3), bench.text(9)
     features = bench.model.get_image_features(**tiles).last_hidden_state
     hidden_states = bench.tower.encoder(bench.tower.embeddings(tiles["pixel_values"])).last_hidden_state
@@ -66,7 +66,7 @@ def test_full_size_is_the_default_configuration():
 
 
 def test_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "PICTURES", {(60, 80): "≤ 1/8"})
+    monkeypatch.setattr(stages, "IMAGES", {(60, 80): "≤ 1/8"})
     monkeypatch.setattr(stages, "BATCHES", [(20, 30)])
     results = program.run("tiny", "float32", "cpu", QUICK, tmp_path, max_seconds=0)
     assert [result["stage"] for result in results] == QUICK

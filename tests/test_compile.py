@@ -50,12 +50,12 @@ def compilable_model() -> None:
 
 
 @pytest.fixture
-def build_inputs(build_processor, picture):
-    """A function (layout, height, width, seed) to the inputs of a prompt with one picture."""
+def build_inputs(build_processor, make_image):
+    """A function (layout, height, width, seed) to the inputs of a prompt with one image."""
 
     def build(layout: str = "independent", height: int = 90, width: int = 130, seed: int = 0):
-        prompt = "<|image|> Which picture is darker?"
-        return build_processor(layout)(images=picture(height, width, seed), text=prompt, return_tensors="pt")
+        prompt = "<|image|> Which image is darker?"
+        return build_processor(layout)(images=make_image(height, width, seed), text=prompt, return_tensors="pt")
 
     return build
 
@@ -73,7 +73,7 @@ def test_decoding_is_one_graph_that_is_compiled_once(compilable_model, build_mod
         token = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
         tokens = [token.item()]
         for position in range(length, length + 5):
-            # From the second token of the first picture on nothing may be compiled, whatever the length.
+            # From the second token of the first image on nothing may be compiled, whatever the length.
             stance = "fail_on_recompile" if seed or position > length else "default"
             with torch.compiler.set_stance(stance):
                 logits = step(input_ids=token, position_ids=torch.tensor([[position]]), past_key_values=cache).logits

@@ -32,7 +32,7 @@ def digits_model(tmp_path_factory):
 
 @pytest.fixture
 def answers(monkeypatch):
-    """Makes a saved model say something else: a function (picture, question) to an answer."""
+    """Makes a saved model say something else: a function (image, question) to an answer."""
 
     def replace(answer):
         class Answering:
@@ -53,8 +53,8 @@ def test_the_demo_asks_about_every_page_and_draws_them(digits_model, tmp_path, c
         assert f"{rows} × {cols} tiles and a thumbnail, {(1 + rows * cols) * 12} image tokens" in printed
     assert all(printed.count(question) == len(demo.GRIDS) for question in QUESTIONS)
     assert str(tmp_path / "demo.png") in printed
-    with PIL.Image.open(tmp_path / "demo.png") as picture:
-        assert min(picture.size) > 500
+    with PIL.Image.open(tmp_path / "demo.png") as image:
+        assert min(image.size) > 500
 
 
 def test_the_demo_counts_right_answers(digits_model, tmp_path, capsys, monkeypatch):
@@ -73,8 +73,8 @@ def test_the_demo_counts_right_answers(digits_model, tmp_path, capsys, monkeypat
     assert "wrong" not in capsys.readouterr().out
 
 
-def test_the_demo_takes_any_picture(digits_model, tmp_path, picture, capsys):
-    picture(150, 90).save(tmp_path / "page.png")
+def test_the_demo_takes_any_image(digits_model, tmp_path, make_image, capsys):
+    make_image(150, 90).save(tmp_path / "page.png")
     output = tmp_path / "seen.png"
     question = "How many digits are there?"
     arguments = ["--model", digits_model, "--image", tmp_path / "page.png", "--question", question, "--output", output]
@@ -185,8 +185,8 @@ def python_blocks() -> list:
 
 
 @pytest.mark.parametrize("block", python_blocks())
-def test_code_of_the_documents_runs(block, digits_model, release, tmp_path, picture, monkeypatch, request):
-    picture(120, 160).save(tmp_path / "photo.jpg")
+def test_code_of_the_documents_runs(block, digits_model, release, tmp_path, make_image, monkeypatch, request):
+    make_image(120, 160).save(tmp_path / "photo.jpg")
     question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     answer = [{"type": "text", "text": "A lake."}]
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -136,7 +136,7 @@ def test_training_rows_are_always_the_same_and_share_a_grid_in_a_batch(processor
     assert rows[0]["images"][0].tobytes() != other[0]["images"][0].tobytes()
 
 
-def test_pages_told_in_words_are_answered_like_pictures():
+def test_pages_told_in_words_are_answered_like_images():
     rows = DigitPages(60, [READ, COUNT], 4, text_only_share=0.5)
     told = [row for row in map(rows.__getitem__, range(60)) if not row["images"]]
     assert 15 < len(told) < 45

@@ -10,24 +10,24 @@ from jvlm import draw_tiles
 from jvlm.processing import drawing
 
 
-def locate(picture: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
-    """Places (top, left) at which `part` occurs in `picture`, found by its pixels."""
+def locate(image: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
+    """Places (top, left) at which `part` occurs in `image`, found by its pixels."""
     height, width = part.shape[:2]
-    corner = (picture[: len(picture) - height + 1, : picture.shape[1] - width + 1] == part[0, 0]).all(-1)
+    corner = (image[: len(image) - height + 1, : image.shape[1] - width + 1] == part[0, 0]).all(-1)
     return [
         (int(top), int(left))
         for top, left in zip(*np.nonzero(corner), strict=True)
-        if (picture[top : top + height, left : left + width] == part).all()
+        if (image[top : top + height, left : left + width] == part).all()
     ]
 
 
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (20, 30), (60, 400), (400, 60), (130, 170), (900, 700)])
-def test_any_picture_can_be_drawn(build_processor, picture, layout, height, width):
+def test_any_image_can_be_drawn(build_processor, make_image, layout, height, width):
     processor = build_processor(layout)
-    image = picture(height, width)
+    image = make_image(height, width)
     before = image.tobytes()
-    drawn = draw_tiles(image, processor, {"Which picture?": "This one, " * 20})
+    drawn = draw_tiles(image, processor, {"Which image?": "This one, " * 20})
     assert drawn.mode == "RGB"
     canvas = processor.image_processor.geometry().canvas_size(processor.image_processor.get_image_grid(height, width))
     assert drawn.height > min(canvas[0], drawing._CANVAS_LIMIT[1])
@@ -69,9 +69,9 @@ def test_only_what_several_tiles_see_is_shaded():
     assert 0 < distance[0] < distance[1]
 
 
-def test_the_thumbnail_is_the_models(build_processor, picture):
+def test_the_thumbnail_is_the_models(build_processor, make_image):
     processor = build_processor()
-    image = picture(100, 150)
+    image = make_image(100, 150)
     pixels = processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
     expected = ((pixels / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()
     factor = drawing._PANEL_WIDTH // 56
@@ -79,9 +79,9 @@ def test_the_thumbnail_is_the_models(build_processor, picture):
     assert len(locate(np.asarray(draw_tiles(image, processor)), expected)) == 1
 
 
-def test_the_canvas_is_put_together_from_the_tiles(build_processor, picture):
+def test_the_canvas_is_put_together_from_the_tiles(build_processor, make_image):
     processor = build_processor(overlap_margins=[0, 0])  # no overlap, no shade
-    image = picture(100, 100)
+    image = make_image(100, 100)
     inputs = processor.image_processor(images=image, return_tensors="pt")
     assert inputs["image_grids"].tolist() == [[2, 2]]
     geometry = processor.image_processor.geometry()
@@ -96,35 +96,35 @@ def test_the_canvas_is_put_together_from_the_tiles(build_processor, picture):
 
 
 @pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False, "do_normalize": False}])
-def test_normalisation_is_undone_as_it_was_done(build_processor, picture, settings):
-    image = picture(90, 90)
+def test_normalisation_is_undone_as_it_was_done(build_processor, make_image, settings):
+    image = make_image(90, 90)
     normal = np.asarray(draw_tiles(image, build_processor()), int)
     other = np.asarray(draw_tiles(image, build_processor(), **settings), int)
     assert np.abs(normal - other).max() <= 1
 
 
-def test_arguments_reach_the_image_processor(build_processor, picture):
-    processor, image = build_processor(), picture(300, 300)
+def test_arguments_reach_the_image_processor(build_processor, make_image):
+    processor, image = build_processor(), make_image(300, 300)
     assert draw_tiles(image, processor, max_crops=1).size != draw_tiles(image, processor, max_crops=12).size
     with pytest.raises(ValueError, match="max_crops"):
         draw_tiles(image, processor, max_crops=0)
 
 
-def test_a_path_is_drawn_as_its_picture(build_processor, picture, tmp_path):
-    processor, image = build_processor(), picture(70, 90)
-    image.save(tmp_path / "picture.png")
-    assert draw_tiles(str(tmp_path / "picture.png"), processor).tobytes() == draw_tiles(image, processor).tobytes()
+def test_a_path_is_drawn_as_its_image(build_processor, make_image, tmp_path):
+    processor, image = build_processor(), make_image(70, 90)
+    image.save(tmp_path / "image.png")
+    assert draw_tiles(str(tmp_path / "image.png"), processor).tobytes() == draw_tiles(image, processor).tobytes()
 
 
-def test_the_published_layout_can_be_drawn(released_processor, picture):
-    drawn = draw_tiles(picture(910, 1176), released_processor, {"What is it?": "A picture."})
+def test_the_published_layout_can_be_drawn(released_processor, make_image):
+    drawn = draw_tiles(make_image(910, 1176), released_processor, {"What is it?": "An image."})
     assert drawn.width > 1100
 
 
-def test_answers_change_nothing_but_the_text(build_processor, picture):
-    processor, image = build_processor(), picture(100, 150)
+def test_answers_change_nothing_but_the_text(build_processor, make_image):
+    processor, image = build_processor(), make_image(100, 150)
     silent = np.asarray(draw_tiles(image, processor))
-    spoken = np.asarray(draw_tiles(image, processor, {"What is it?": "A picture."}))
+    spoken = np.asarray(draw_tiles(image, processor, {"What is it?": "An image."}))
     height = min(len(silent), len(spoken))
     differs = (silent[:height] != spoken[:height]).any(axis=(1, 2))
     assert len(spoken) > len(silent) or differs.any()
@@ -140,6 +140,6 @@ def test_text_is_wrapped_within_its_width():
     assert lines[-1] == "another line"
 
 
-def test_a_missing_font_is_an_error(build_processor, picture):
+def test_a_missing_font_is_an_error(build_processor, make_image):
     with pytest.raises(OSError, match="resource"):
-        draw_tiles(picture(50, 50), build_processor(), font="no-such-font.ttf")
+        draw_tiles(make_image(50, 50), build_processor(), font="no-such-font.ttf")

@@ -25,27 +25,27 @@ PROMPT = " User:<|image|> Which of the two,<|image|> is darker? Assistant:"
 
 
 @pytest.fixture
-def images(picture) -> list:
-    """Pictures of different numbers of tiles."""
-    return [picture(120, 60), picture(100, 150, seed=1)]
+def images(make_image) -> list:
+    """Images of different numbers of tiles."""
+    return [make_image(120, 60), make_image(100, 150, seed=1)]
 
 
 @pytest.fixture
 def run_processor(build_processor, images):
-    """A function (layout, pictures) to a processor and what it returns for nothing but placeholders, as vLLM asks."""
+    """A function (layout, images) to a processor and what it returns for nothing but placeholders, as vLLM asks."""
 
-    def run(layout: str, pictures=images):
+    def run(layout: str, images=images):
         processor = build_processor(layout)
-        text = processor.image_token * len(pictures)
+        text = processor.image_token * len(images)
         return processor, processor(
-            text=text, images=list(pictures), return_text_replacement_offsets=True, return_tensors="pt"
+            text=text, images=list(images), return_text_replacement_offsets=True, return_tensors="pt"
         )
 
     return run
 
 
 def replacements(processor, outputs) -> list[list[int]]:
-    """Tokens that each picture's placeholder becomes."""
+    """Tokens that each image's placeholder becomes."""
     return [
         processor.tokenizer.encode(entry["replacement"], add_special_tokens=False)
         for entry in outputs["text_replacement_offsets"][0]
@@ -100,7 +100,7 @@ def test_outputs_are_cut_by_tiles_and_know_no_neighbours(run_processor, images, 
     assert set(outputs) - not_for_the_model == {"pixel_values", "image_token_positions"}
     for name in ("pixel_values", "image_token_positions"):
         for part, image in zip(outputs[name].split(tiles), images, strict=True):
-            # A cache keeps what a picture gave beside one neighbour for the next.
+            # A cache keeps what an image gave beside one neighbour for the next.
             assert torch.equal(part, run_processor(layout, [image])[1][name])
 
 
@@ -116,7 +116,7 @@ def test_token_types_mark_whole_spans(build_processor, images, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kwargs", [{}, {"max_crops": 3}])
-def test_largest_picture(build_processor, layout, kwargs):
+def test_largest_image(build_processor, layout, kwargs):
     processor = build_processor(layout)
 
     def count(side: int) -> int:
@@ -126,13 +126,13 @@ def test_largest_picture(build_processor, layout, kwargs):
     sides = [10_000 // 2**halvings for halvings in range(6)]
     largest = count(sides[0])
     assert largest == max(map(count, [*sides, processor.image_processor.size["height"]]))
-    # Memory is set aside for the smallest of these pictures that has as many tokens; it is blank.
+    # Memory is set aside for the smallest of these images that has as many tokens; it is blank.
     side = min(side for side in sides if count(side) == largest)
     inputs = processor(text=processor.image_token, images=PIL.Image.new("RGB", (side, side), "white"), **kwargs)
     assert sum(token in processor.image_token_ids for token in inputs["input_ids"][0]) == largest
 
 
-def test_picture_of_ten_thousand_pixels_a_side(build_processor):
+def test_image_of_ten_thousand_pixels_a_side(build_processor):
     processor = build_processor("independent", max_crops=4)
     image = PIL.Image.new("RGB", (10_000, 10_000), "white")
     inputs = processor(text=processor.image_token, images=image, return_tensors="pt")

@@ -46,7 +46,7 @@ def assert_message(error, *words: str):
         assert word in str(error.value), f"{word!r} is not in {error.value}"
 
 
-# Prompts and pictures
+# Prompts and images
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def assert_message(error, *words: str):
     ids=str,
 )
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
-def test_placeholders_without_images(build_processor, picture, layout, prompts, counts, words):
+def test_placeholders_without_images(build_processor, make_image, layout, prompts, counts, words):
     if isinstance(counts, list):
-        images = [[picture(40, 40)] * count for count in counts]
+        images = [[make_image(40, 40)] * count for count in counts]
     else:
-        images = None if counts is None else [picture(40, 40)] * counts
+        images = None if counts is None else [make_image(40, 40)] * counts
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         build_processor(layout)(text=prompts, images=images)
     assert_message(error, *words)
@@ -85,8 +85,8 @@ def test_chat_without_its_images(processor):
 
 
 @pytest.mark.parametrize("token", ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"])
-def test_image_tokens_in_a_prompt(processor, picture, token):
-    for kwargs in ({}, {"images": [[], [picture(40, 40)]]}):
+def test_image_tokens_in_a_prompt(processor, make_image, token):
+    for kwargs in ({}, {"images": [[], [make_image(40, 40)]]}):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
             processor(text=["fine", f"<|image|> a {token} b" if kwargs else f"a {token} b"], **kwargs)
         assert_message(error, "Prompt 1", repr(token), "'<|image|>'")
@@ -97,10 +97,10 @@ def test_prompts_that_are_no_texts(processor):
         processor(text=[["Who", "is"], ["this"]])
 
 
-def test_halves_of_surrogate_pairs(processor, picture):
+def test_halves_of_surrogate_pairs(processor, make_image):
     """What a character cut in two leaves, as in JSON; tokenizers would only say that it is no text."""
     for half in ("\ud83d", "\udfff"):
-        for kwargs in ({}, {"images": [[], [picture(40, 40)]]}):
+        for kwargs in ({}, {"images": [[], [make_image(40, 40)]]}):
             with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
                 processor(text=["fine 🙂", f"<|image|> {half}" if kwargs else half], **kwargs)
             assert_message(error, "Prompt 1", repr(half), "surrogate")
@@ -117,11 +117,11 @@ def test_nothing_at_all(processor):
 
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_truncation_of_an_image(build_processor, picture, layout, side):
+def test_truncation_of_an_image(build_processor, make_image, layout, side):
     processor = build_processor(layout)
     processor.tokenizer.truncation_side = side
     prompts = ["text alone", "before <|image|> behind"]
-    kwargs = {"text": prompts, "images": [[], [picture(90, 130)]]}
+    kwargs = {"text": prompts, "images": [[], [make_image(90, 130)]]}
     whole = processor(**kwargs)["input_ids"][1]
     is_image = np.isin(whole, processor.image_token_ids)
     first, last = is_image.argmax(), len(whole) - 1 - is_image[::-1].argmax()
@@ -132,13 +132,13 @@ def test_truncation_of_an_image(build_processor, picture, layout, side):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
             processor(**kwargs, truncation=True, max_length=int(max_length))
         assert_message(error, "prompt 1", f"of their {is_image.sum()} tokens", "`max_length`", "`max_crops`")
-    # All of a picture is as much of a loss as a part.
+    # All of an image is as much of a loss as a part.
     with pytest.raises(ValueError, match="Truncation would cut the images of prompt 0: 0 of"):
         processor(
             text="before, a text longer than that <|image|>"
             if side == "right"
             else "<|image|> a text longer than that",
-            images=picture(40, 40),
+            images=make_image(40, 40),
             truncation=True,
             max_length=3,
         )
@@ -148,8 +148,8 @@ def test_truncation_of_an_image(build_processor, picture, layout, side):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("independent", "stitched"), ("stitched", "independent")])
-def test_layouts_disagree(build_processor, build_model, picture, ours, theirs):
-    inputs = build_processor(theirs)(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+def test_layouts_disagree(build_processor, build_model, make_image, ours, theirs):
+    inputs = build_processor(theirs)(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
     model = build_model(ours)
     for call in (model, model.model, model.generate):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
@@ -157,32 +157,32 @@ def test_layouts_disagree(build_processor, build_model, picture, ours, theirs):
         assert_message(error, "layout", f'"{ours}"', "`config.pooled_grid`", "Load both from the same checkpoint")
 
 
-def test_image_tokens_and_features_disagree(build_processor, build_model, picture):
+def test_image_tokens_and_features_disagree(build_processor, build_model, make_image):
     model, processor = build_model(), build_processor()
-    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
     inputs["input_ids"] = inputs["input_ids"][:, :-1]
     inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
     with pytest.raises(ValueError, match=r"tokens: 83, features: 84.*`image_token_id`.*model's"):
         model(**inputs)
 
 
-def test_tiles_and_positions_disagree(build_processor, build_model, picture):
+def test_tiles_and_positions_disagree(build_processor, build_model, make_image):
     model, processor = build_model(), build_processor()
-    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
     inputs["image_token_positions"] = inputs["image_token_positions"][:-1]
     with pytest.raises(ValueError, match=r"`pixel_values` has 7 tiles, but `image_token_positions` has 6"):
         model(**inputs)
 
 
-def test_pixels_without_positions(build_processor, build_model, picture):
+def test_pixels_without_positions(build_processor, build_model, make_image):
     model, processor = build_model(), build_processor()
-    inputs = processor(images=picture(90, 130), text="<|image|>", return_tensors="pt")
+    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
     del inputs["image_token_positions"]
     with pytest.raises(ValueError, match="`image_token_positions`"):
         model(**inputs)
 
 
-# Pictures
+# Images
 
 
 def assert_undecodable(image_processor, given, *words: str):
@@ -214,9 +214,9 @@ def test_decompression_bomb(processor, tmp_path):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True)
 
 
-def test_decompression_bomb_warning(processor, picture, tmp_path, monkeypatch):
+def test_decompression_bomb_warning(processor, make_image, tmp_path, monkeypatch):
     path = tmp_path / "large.png"
-    picture(40, 60).save(path)
+    make_image(40, 60).save(path)
     with monkeypatch.context() as patch:
         patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2000)
         with pytest.warns(PIL.Image.DecompressionBombWarning):
@@ -228,7 +228,7 @@ def test_decompression_bomb_warning(processor, picture, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
-def test_truncated_image(processor, picture, tmp_path, kind):
+def test_truncated_image(processor, make_image, tmp_path, kind):
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(buffer, kind)
@@ -240,20 +240,20 @@ def test_truncated_image(processor, picture, tmp_path, kind):
     if kind != "WEBP":
         opened = PIL.Image.open(path)
         assert_undecodable(processor.image_processor, opened, "130×90", "check that the file is complete")
-        assert_undecodable(processor.image_processor, [[picture(40, 40), PIL.Image.open(path)]], "130×90")
+        assert_undecodable(processor.image_processor, [[make_image(40, 40), PIL.Image.open(path)]], "130×90")
 
 
-NO_PICTURES = {
+NO_IMAGES = {
     "empty": b"",
-    "text": b"no picture at all",
+    "text": b"no image at all",
     "header": b"\x89PNG\r\n\x1a\n",
     "PPM": b"P4",
     "GIF": b"GIF89a",
 }
 
 
-@pytest.mark.parametrize("content", NO_PICTURES.values(), ids=NO_PICTURES)
-def test_files_that_are_no_pictures(processor, tmp_path, content):
+@pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
+def test_files_that_are_no_images(processor, tmp_path, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     assert_undecodable(processor.image_processor, str(path), "broken.png", "check that the file is complete")
@@ -267,7 +267,7 @@ def test_files_that_are_not_there(processor, tmp_path):
         processor.image_processor(str(tmp_path / "absent.png"))
 
 
-def test_errors_quote_no_whole_pictures(processor, picture):
+def test_errors_quote_no_whole_images(processor, make_image):
     """A base64 string that cannot be decoded is not repeated from end to end."""
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)).save(buffer, "PNG")
@@ -310,7 +310,7 @@ def test_arrays_that_hold_no_numbers(processor, array):
 
 
 @pytest.mark.parametrize("thing", [5, {"a": 1}, object()], ids=str)
-def test_things_that_are_no_pictures(processor, thing):
+def test_things_that_are_no_images(processor, thing):
     with pytest.raises((ValueError, TypeError), match=r"entries|image|type"):
         processor.image_processor(thing)
 
@@ -346,9 +346,9 @@ def test_side_ratio(processor, do_resize):
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit(processor, picture, kwargs, words):
+def test_settings_that_do_not_fit(processor, make_image, kwargs, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
-        processor.image_processor(picture(40, 40), **kwargs)
+        processor.image_processor(make_image(40, 40), **kwargs)
     assert_message(error, *words)
 
 

@@ -45,8 +45,8 @@ def encoded(image: PIL.Image.Image, kind: str = "PNG", **settings) -> bytes:
     return buffer.getvalue()
 
 
-def test_output(image_processor, picture):
-    outputs = process(image_processor, [picture(90, 130), picture(40, 40)])
+def test_output(image_processor, make_image):
+    outputs = process(image_processor, [make_image(90, 130), make_image(40, 40)])
     assert outputs["pixel_values"].shape == (1 + 2 * 3 + 1 + 1, 3, 56, 56)
     assert outputs["pixel_values"].dtype == torch.float32
     assert outputs["image_token_positions"].shape == (9, 12)
@@ -56,9 +56,9 @@ def test_output(image_processor, picture):
 
 
 @pytest.mark.parametrize("return_tensors", [None, "np", "pt"])
-def test_return_tensors(image_processor, picture, return_tensors):
-    outputs = image_processor(picture(90, 130), return_tensors=return_tensors)
-    expected = process(image_processor, picture(90, 130))
+def test_return_tensors(image_processor, make_image, return_tensors):
+    outputs = image_processor(make_image(90, 130), return_tensors=return_tensors)
+    expected = process(image_processor, make_image(90, 130))
     kind = np.ndarray if return_tensors == "np" else torch.Tensor
     for name in expected:
         assert isinstance(outputs[name], kind)
@@ -69,22 +69,22 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes_of_pictures(image_processor, picture, mode):
-    """Pictures become RGB as Pillow converts them, which is also what `load_image` does."""
-    grey = picture(90, 130).convert("L")
+def test_modes_of_images(image_processor, make_image, mode):
+    """Images become RGB as Pillow converts them, which is also what `load_image` does."""
+    grey = make_image(90, 130).convert("L")
     image = {
         "I": grey.convert("I"),
         "I;16": grey.convert("I").convert("I;16"),
         "F": grey.convert("F"),
-    }.get(mode) or picture(90, 130).convert(mode)
+    }.get(mode) or make_image(90, 130).convert(mode)
     assert image.mode == mode
     expected = process(image_processor, image.convert("RGB"))
     assert_equal(process(image_processor, image), expected)
     assert_equal(process(image_processor, as_array(image.convert("RGB"))), expected)
 
 
-def test_transparent_palette(image_processor, picture):
-    image = picture(90, 130).quantize(16)
+def test_transparent_palette(image_processor, make_image):
+    image = make_image(90, 130).quantize(16)
     data = encoded(image, transparency=3)
     image = PIL.Image.open(io.BytesIO(data))
     assert image.mode == "P"
@@ -93,8 +93,8 @@ def test_transparent_palette(image_processor, picture):
     assert_equal(process(image_processor, PIL.Image.open(io.BytesIO(data))), expected)
 
 
-def test_arrays(image_processor, picture):
-    image = picture(90, 130)
+def test_arrays(image_processor, make_image):
+    image = make_image(90, 130)
     array = as_array(image)
     expected = process(image_processor, image)
     first = np.ascontiguousarray(array.transpose(2, 0, 1))
@@ -112,9 +112,9 @@ def test_arrays(image_processor, picture):
         assert_equal(process(image_processor, given), expected)
 
 
-def test_read_only_arrays(image_processor, picture, monkeypatch):
+def test_read_only_arrays(image_processor, make_image, monkeypatch):
     """They are taken without a warning and without a change of the filters of warnings, which all threads share."""
-    array = as_array(picture(90, 130))
+    array = as_array(make_image(90, 130))
     expected = process(image_processor, array.copy())
     array.flags.writeable = False
     with warnings.catch_warnings():
@@ -125,15 +125,15 @@ def test_read_only_arrays(image_processor, picture, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)], ids=str)
-def test_reversed_arrays_of_one_row(image_processor, picture, size):
+def test_reversed_arrays_of_one_row(image_processor, make_image, size):
     """NumPy calls them contiguous, but PyTorch takes no negative strides."""
-    array = as_array(picture(*size))
+    array = as_array(make_image(*size))
     expected = process(image_processor, array[::-1, ::-1].copy())
     assert_equal(process(image_processor, array[::-1, ::-1]), expected)
 
 
-def test_grey_arrays(image_processor, picture):
-    image = picture(90, 130).convert("L")
+def test_grey_arrays(image_processor, make_image):
+    image = make_image(90, 130).convert("L")
     expected = process(image_processor, image)
     grey = as_array(image)
     for given in (grey, torch.from_numpy(grey), grey[..., None], grey[None]):
@@ -153,7 +153,7 @@ def test_stated_channel_axis(image_processor):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_without_rescaling(image_processor, dtype):
-    # Black and white alone: exact in every number type, and the resize of an unrounded picture is compared.
+    # Black and white alone: exact in every dtype, and the resize of an unrounded image is compared.
     array = np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)
     expected = process(image_processor, array * 255, resize_in_float32=True)
     outputs = process(image_processor, array.astype(dtype), do_rescale=False)
@@ -164,21 +164,21 @@ def test_floats_without_rescaling(image_processor, dtype):
 
 @pytest.mark.parametrize("resample", [PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
-def test_number_types_that_pytorch_can_do_little_with(image_processor, dtype, resample):
+def test_dtypes_that_pytorch_can_do_little_with(image_processor, dtype, resample):
     array = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)).to(dtype)
     outputs = process(image_processor, array, resample=resample)
     assert_equal(outputs, process(image_processor, array.float(), resample=resample))
 
 
-def test_floats_up_to_255(image_processor, picture):
-    array = as_array(picture(96, 136))
+def test_floats_up_to_255(image_processor, make_image):
+    array = as_array(make_image(96, 136))
     expected = process(image_processor, array, resize_in_float32=True)
     outputs = process(image_processor, array.astype(np.float32))
     torch.testing.assert_close(outputs["pixel_values"], expected["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_four_dimensional_arrays_are_batches(image_processor, picture):
-    images = [picture(90, 130, seed) for seed in range(3)]
+def test_four_dimensional_arrays_are_batches(image_processor, make_image):
+    images = [make_image(90, 130, seed) for seed in range(3)]
     expected = process(image_processor, images)
     stacked = np.stack([as_array(image) for image in images])
     assert_equal(process(image_processor, stacked), expected)
@@ -186,27 +186,27 @@ def test_four_dimensional_arrays_are_batches(image_processor, picture):
     assert_equal(process(image_processor, torch.from_numpy(stacked).permute(0, 3, 1, 2)), expected)
 
 
-def test_nested_lists(image_processor, picture):
-    images = [picture(90, 130, 0), picture(40, 50, 1), picture(60, 200, 2)]
+def test_nested_lists(image_processor, make_image):
+    images = [make_image(90, 130, 0), make_image(40, 50, 1), make_image(60, 200, 2)]
     expected = process(image_processor, images)
     assert_equal(process(image_processor, [[images[0]], [images[1], images[2]]]), expected)
     assert_equal(process(image_processor, tuple(images)), expected)
 
 
-def test_paths_and_base64(image_processor, picture, tmp_path, monkeypatch):
-    image = picture(90, 130)
+def test_paths_and_base64(image_processor, make_image, tmp_path, monkeypatch):
+    image = make_image(90, 130)
     data = encoded(image)
-    (tmp_path / "picture.png").write_bytes(data)
+    (tmp_path / "image.png").write_bytes(data)
     text = base64.b64encode(data).decode()
     expected = process(image_processor, image)
     monkeypatch.chdir(tmp_path)
-    for given in (str(tmp_path / "picture.png"), "picture.png", text, f"data:image/png;base64,{text}"):
+    for given in (str(tmp_path / "image.png"), "image.png", text, f"data:image/png;base64,{text}"):
         for images in (given, [given], [[given]]):
             assert_equal(process(image_processor, images), expected)
 
 
-def test_url(image_processor, picture, monkeypatch):
-    image = picture(90, 130)
+def test_url(image_processor, make_image, monkeypatch):
+    image = make_image(90, 130)
     requested = []
 
     class Response:
@@ -217,14 +217,14 @@ def test_url(image_processor, picture, monkeypatch):
         return Response
 
     monkeypatch.setattr(image_utils.httpx, "get", get)
-    outputs = process(image_processor, "https://example.com/picture.png")
-    assert requested == ["https://example.com/picture.png"]
+    outputs = process(image_processor, "https://example.com/image.png")
+    assert requested == ["https://example.com/image.png"]
     assert_equal(outputs, process(image_processor, image))
 
 
-def test_orientation_tag(image_processor, picture, tmp_path):
-    """Files are turned upright, as `load_image` does; pictures in memory are taken as they are."""
-    image = picture(60, 200)
+def test_orientation_tag(image_processor, make_image, tmp_path):
+    """Files are turned upright, as `load_image` does; images in memory are taken as they are."""
+    image = make_image(60, 200)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     path = tmp_path / "turned.png"
@@ -242,24 +242,24 @@ def tiles_by_hand(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(90, 130), (56, 56), (96, 136), (30, 20), (17, 900), (16, 16)], ids=str)
 @pytest.mark.parametrize("antialias", [False, True])
-def test_tiles_are_windows_of_the_resized_picture(image_processor, picture, size, antialias):
-    array = as_array(picture(*size))
+def test_tiles_are_windows_of_the_resized_image(image_processor, make_image, size, antialias):
+    array = as_array(make_image(*size))
     outputs = process(image_processor, array, antialias=antialias)
     expected = tiles_by_hand(array, image_processor, antialias=antialias)
     assert outputs["pixel_values"].shape == expected.shape
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
 
-def test_tiles_after_the_first_resize(image_processor, picture):
-    array = as_array(picture(91, 133))
+def test_tiles_after_the_first_resize(image_processor, make_image):
+    array = as_array(make_image(91, 133))
     outputs = process(image_processor, array, do_resize=True)
     # Sides to the nearest multiples of 8.
     expected = tiles_by_hand(array, image_processor, first_size=(88, 136))
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
 
-def test_bicubic_tiles(image_processor, picture):
-    array = as_array(picture(90, 130))
+def test_bicubic_tiles(image_processor, make_image):
+    array = as_array(make_image(90, 130))
     outputs = process(image_processor, array, resample=PIL.Image.Resampling.BICUBIC)
     torch.testing.assert_close(
         outputs["pixel_values"], tiles_by_hand(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
@@ -275,19 +275,19 @@ def test_bicubic_tiles(image_processor, picture):
         ((10, 20), 10**6, (40, 80)),  # multiplied by sqrt(3136 / 128), ceiled to patches
     ],
 )
-def test_first_resize(image_processor, picture, size, max_pixels, expected):
-    """A picture of the size that the first resize gives is not resized by it, and gives the same grid."""
-    outputs = process(image_processor, picture(*size), do_resize=True, max_pixels=max_pixels)
+def test_first_resize(image_processor, make_image, size, max_pixels, expected):
+    """An image of the size that the first resize gives is not resized by it, and gives the same grid."""
+    outputs = process(image_processor, make_image(*size), do_resize=True, max_pixels=max_pixels)
     grid = image_processor.geometry().select_grid(*expected, image_processor.max_crops)
     assert outputs["image_grids"].tolist() == [list(grid)]
-    array = as_array(picture(*size))
+    array = as_array(make_image(*size))
     tiles = tiles_by_hand(array, image_processor, first_size=expected)
     torch.testing.assert_close(outputs["pixel_values"], tiles, rtol=0, atol=1e-5)
 
 
-def test_number_of_threads(image_processor, picture):
+def test_number_of_threads(image_processor, make_image):
     """Workers of a data loader have one thread: they must make the pixels that all others make."""
-    images, before = [picture(91, 133), picture(64, 64, 1)], torch.get_num_threads()
+    images, before = [make_image(91, 133), make_image(64, 64, 1)], torch.get_num_threads()
     outputs = {}
     try:
         for num_threads in (1, 2, 4):
@@ -301,9 +301,9 @@ def test_number_of_threads(image_processor, picture):
 
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
 @pytest.mark.parametrize("do_resize", [False, True])
-def test_batch_equals_one_by_one(image_processor, picture, layout, do_resize):
+def test_batch_equals_one_by_one(image_processor, make_image, layout, do_resize):
     sizes = [(90, 130), (40, 40), (90, 130), (300, 60), (40, 40), (90, 130)]
-    images = [picture(*size, seed) for seed, size in enumerate(sizes)]
+    images = [make_image(*size, seed) for seed, size in enumerate(sizes)]
     kwargs = {"layout": layout, "do_resize": do_resize}
     batch = process(image_processor, images, **kwargs)
     single = [process(image_processor, image, **kwargs) for image in images]
@@ -311,8 +311,8 @@ def test_batch_equals_one_by_one(image_processor, picture, layout, do_resize):
         assert torch.equal(batch[name], torch.cat([outputs[name] for outputs in single])), name
 
 
-def test_batch_of_mixed_kinds(image_processor, picture):
-    image = picture(90, 130)
+def test_batch_of_mixed_kinds(image_processor, make_image):
+    image = make_image(90, 130)
     array = as_array(image)
     outputs = process(image_processor, [array, np.ascontiguousarray(array.transpose(2, 0, 1)), array])
     single = process(image_processor, image)
@@ -340,8 +340,8 @@ def test_batch_of_mixed_kinds(image_processor, picture):
     ],
     ids=str,
 )
-def test_arguments_of_a_call_are_the_settings_of_a_processor(image_processor, picture, kwargs):
-    image = picture(90, 131)
+def test_arguments_of_a_call_are_the_settings_of_a_processor(image_processor, make_image, kwargs):
+    image = make_image(90, 131)
     before = copy.deepcopy(image_processor.to_dict())
     ordinary = process(image_processor, image)
     outputs = process(image_processor, image, **kwargs)
@@ -381,15 +381,15 @@ def test_published_settings(release):
     assert image_processor.resize_in_float32 is False
 
 
-def test_published_settings_honour_the_call(release, picture):
+def test_published_settings_honour_the_call(release, make_image):
     image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint", do_resize=False, max_crops=1)
     assert (image_processor.do_resize, image_processor.max_crops) == (False, 1)
-    outputs = process(image_processor, picture(500, 900))
+    outputs = process(image_processor, make_image(500, 900))
     assert outputs["image_grids"].tolist() == [[1, 1]]
 
 
 @pytest.mark.parametrize("kind", ["small", "published"])
-def test_save_and_load(image_processor, release, picture, tmp_path, kind):
+def test_save_and_load(image_processor, release, make_image, tmp_path, kind):
     if kind == "published":
         image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint")
     image_processor.max_crops = 3
@@ -397,7 +397,7 @@ def test_save_and_load(image_processor, release, picture, tmp_path, kind):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is JinaVLMImageProcessor
     assert loaded.to_dict() == image_processor.to_dict()
-    assert_equal(process(loaded, picture(90, 300)), process(image_processor, picture(90, 300)))
+    assert_equal(process(loaded, make_image(90, 300)), process(image_processor, make_image(90, 300)))
 
 
 def test_black_and_white_are_exact(image_processor):
@@ -408,19 +408,19 @@ def test_black_and_white_are_exact(image_processor):
 
 
 @pytest.mark.parametrize("do_resize", [False, True])
-def test_number_of_image_patches(image_processor, picture, do_resize):
+def test_number_of_image_patches(image_processor, make_image, do_resize):
     rng = np.random.default_rng(0)
     sizes = [*itertools.product((1, 15, 16, 17, 40), repeat=2), *rng.integers(1, 400, (25, 2)).tolist()]
     for height, width in sizes:
-        outputs = process(image_processor, picture(height, width), do_resize=do_resize)
+        outputs = process(image_processor, make_image(height, width), do_resize=do_resize)
         count = image_processor.get_number_of_image_patches(height, width, {"do_resize": do_resize})
         assert count == len(outputs["pixel_values"]), (height, width)
         grid = image_processor.get_image_grid(height, width, {"do_resize": do_resize})
         assert outputs["image_grids"].tolist() == [list(grid)]
 
 
-def test_input_is_left_alone(image_processor, picture):
-    array = as_array(picture(56, 56))
+def test_input_is_left_alone(image_processor, make_image):
+    array = as_array(make_image(56, 56))
     before = array.copy()
     floats = torch.rand(3, 56, 56)
     floats_before = floats.clone()

@@ -17,11 +17,11 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture
-def build_inputs(build_processor, picture):
-    """A function (layout) to a padded batch: one picture, two pictures, text alone."""
+def build_inputs(build_processor, make_image):
+    """A function (layout) to a padded batch: one image, two images, text alone."""
 
     def build(layout: str = "independent"):
-        images = [[picture(90, 130, 0)], [picture(40, 40, 1), picture(60, 200, 2)], []]
+        images = [[make_image(90, 130, 0)], [make_image(40, 40, 1), make_image(60, 200, 2)], []]
         prompts = ["<|image|> Who is this?", "Between <|image|> and <|image|>?", "Well?"]
         return build_processor(layout)(images=images, text=prompts, padding=True, return_tensors="pt")
 
@@ -108,19 +108,19 @@ def test_only_used_hidden_states_are_kept(build_model, build_inputs):
 
 @torch.no_grad
 @layouts
-def test_equal_neighbours_are_encoded_once(build_model, build_processor, picture, layout):
-    """A thumbnail and a picture's only tile have the same pixels, and white tiles of a large picture have."""
+def test_equal_neighbours_are_encoded_once(build_model, build_processor, make_image, layout):
+    """A thumbnail and an image's only tile have the same pixels, and white tiles of a large image have."""
     model, processor = build_model(layout, attn_implementation="eager"), build_processor(layout)
     white = PIL.Image.new("RGB", (136, 56), "white")
-    white.paste(picture(10, 10), (120, 40))
-    small = [picture(56, 56, 0), picture(40, 50, 1)]
+    white.paste(make_image(10, 10), (120, 40))
+    small = [make_image(56, 56, 0), make_image(40, 50, 1)]
     inputs = processor(images=[*small, white], text="<|image|><|image|><|image|>", return_tensors="pt")
     pixel_values, positions = inputs["pixel_values"], inputs["image_token_positions"]
     assert len(pixel_values) == 2 + 2 + 4
     encoded = []
     model.model.vision_tower.register_forward_pre_hook(lambda module, args: encoded.append(args[0]))
     outputs = model.get_image_features(pixel_values, positions, output_hidden_states=True, output_attentions=True)
-    # The thumbnail of the last picture differs from its tiles, of which the first two are all white.
+    # The thumbnail of the last image differs from its tiles, of which the first two are all white.
     distinct = [0, 2, 4, 5, 7]
     assert torch.equal(encoded[0], pixel_values[distinct])
     index = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4])
@@ -140,9 +140,9 @@ def test_equal_neighbours_are_encoded_once(build_model, build_processor, picture
 
 @torch.no_grad
 @layouts
-def test_one_tuple_entry_per_image(build_model, build_processor, picture, layout):
+def test_one_tuple_entry_per_image(build_model, build_processor, make_image, layout):
     model, processor = build_model(layout), build_processor(layout)
-    images = [picture(90, 130, 0), picture(40, 40, 1), picture(60, 200, 2)]
+    images = [make_image(90, 130, 0), make_image(40, 40, 1), make_image(60, 200, 2)]
     inputs = processor(images=images, text="<|image|><|image|><|image|>", return_tensors="pt")
     tiles = (inputs["pixel_values"], inputs["image_token_positions"])
     features = model.get_image_features(*tiles).pooler_output
@@ -162,7 +162,7 @@ def test_one_tuple_entry_per_image(build_model, build_processor, picture, layout
 
 
 def pooled_by_hand(model, features: torch.Tensor, is_last_tile: bool) -> torch.Tensor:
-    """The connector on one tile, cell by cell: zero-padded neighbourhoods, mean query, one softmax per head."""
+    """The connector on one tile, cell by cell: zero-padded windows, mean query, one softmax per head."""
     config, connector = model.config, model.model.connector
     side, size, width = config.patches_per_side, config.pooling_size, config.connector_head_dim
     if is_last_tile and connector.last_tile_embedding is not None:
@@ -194,10 +194,10 @@ def pooled_by_hand(model, features: torch.Tensor, is_last_tile: bool) -> torch.T
 
 @torch.no_grad
 @layouts
-def test_features_by_hand(build_model, build_processor, picture, layout):
+def test_features_by_hand(build_model, build_processor, make_image, layout):
     """Pooling, projector, the embedding on the last tile, the embedding of the image token and the order of cells."""
     model, processor = build_model(layout), build_processor(layout)
-    inputs = processor(images=picture(50, 90), text="<|image|>", return_tensors="pt")
+    inputs = processor(images=make_image(50, 90), text="<|image|>", return_tensors="pt")
     pixel_values, positions = inputs["pixel_values"], inputs["image_token_positions"]
     assert len(pixel_values) == 3
     outputs = model.get_image_features(pixel_values, positions)
@@ -243,10 +243,12 @@ def test_black_tiles_say_nothing(build_model, layout):
 
 @torch.no_grad
 @layouts
-def test_positions_alone_decide_the_order(build_model, build_processor, picture, layout):
+def test_positions_alone_decide_the_order(build_model, build_processor, make_image, layout):
     """With the places of an image's cells permuted, its features are permuted likewise; nothing else changes."""
     model, processor = build_model(layout), build_processor(layout)
-    inputs = processor(images=[picture(90, 130), picture(40, 40)], text="<|image|><|image|>", return_tensors="pt")
+    inputs = processor(
+        images=[make_image(90, 130), make_image(40, 40)], text="<|image|><|image|>", return_tensors="pt"
+    )
     pixel_values, positions = inputs["pixel_values"], inputs["image_token_positions"]
     features = model.get_image_features(pixel_values, positions).pooler_output
     length = int(positions[:7].max()) + 1
@@ -261,9 +263,9 @@ def test_positions_alone_decide_the_order(build_model, build_processor, picture,
 
 @torch.no_grad
 @layouts
-def test_batch_equals_one_by_one(build_model, build_processor, picture, layout):
+def test_batch_equals_one_by_one(build_model, build_processor, make_image, layout):
     model, processor = build_model(layout), build_processor(layout)
-    images = [[picture(90, 130, 0)], [picture(40, 40, 1), picture(60, 200, 2)], []]
+    images = [[make_image(90, 130, 0)], [make_image(40, 40, 1), make_image(60, 200, 2)], []]
     prompts = ["<|image|> Who is this?", "Between <|image|> and <|image|>?", "Well?"]
     batch = processor(images=images, text=prompts, padding=True, return_tensors="pt")
     logits = model(**batch).logits
@@ -273,7 +275,7 @@ def test_batch_equals_one_by_one(build_model, build_processor, picture, layout):
         torch.testing.assert_close(logits[index, -len(expected) :], expected, rtol=0, atol=1e-3)
 
 
-# Attention implementations, devices' number types
+# Attention implementations, devices' dtypes
 
 
 @torch.no_grad
@@ -467,14 +469,14 @@ def test_images_are_encoded_once(build_model, build_inputs, count_calls, setting
     assert len(output) == 3 * settings.get("num_return_sequences", 1)
     if settings in ({}, {"use_cache": False}):
         assert torch.equal(output, expected)
-    # The picture of one tile has it twice, as its thumbnail too.
+    # The image of one tile has it twice, as its thumbnail too.
     num_tiles, *tile_shape = inputs["pixel_values"].shape
     assert calls == [(num_tiles - 1, *tile_shape)]
 
 
 @pytest.mark.parametrize("draft", ["model", "prompt"])
-def test_images_are_encoded_once_with_assistance(build_model, build_processor, picture, count_calls, draft):
-    model, inputs = build_model(), build_processor()(images=picture(90, 130), text="Who?", return_tensors="pt")
+def test_images_are_encoded_once_with_assistance(build_model, build_processor, make_image, count_calls, draft):
+    model, inputs = build_model(), build_processor()(images=make_image(90, 130), text="Who?", return_tensors="pt")
     expected = model.generate(**inputs, **GREEDY)
     settings = {"prompt_lookup_num_tokens": 2}
     if draft == "model":
@@ -492,14 +494,14 @@ def chat_inputs(processor, messages):
 
 @layouts
 def test_images_in_a_cache_are_not_encoded_again(
-    build_model, build_processor, picture, user, assistant, count_calls, layout
+    build_model, build_processor, make_image, user, assistant, count_calls, layout
 ):
     model, processor = build_model(layout), build_processor(layout)
-    messages = [user(picture(90, 130), "Which of the two?")]
+    messages = [user(make_image(90, 130), "Which of the two?")]
     cache = DynamicCache(config=model.config.get_text_config())
     calls = count_calls(model.model.vision_tower)
     answer = None
-    for more in ([], [], [picture(60, 150, seed=1), picture(70, 70, seed=2)]):
+    for more in ([], [], [make_image(60, 150, seed=1), make_image(70, 70, seed=2)]):
         if answer is not None:
             messages += [assistant(answer), user(*more, "And now?")]
         inputs = chat_inputs(processor, messages)
@@ -520,8 +522,8 @@ def test_images_in_a_cache_are_not_encoded_again(
         cache.crop(inputs["input_ids"].shape[1] - cache.get_seq_length())
 
 
-def test_a_cache_that_ends_within_an_image(build_model, build_processor, picture, user):
-    model, inputs = build_model(), chat_inputs(build_processor(), [user(picture(90, 130), "Which of the two?")])
+def test_a_cache_that_ends_within_an_image(build_model, build_processor, make_image, user):
+    model, inputs = build_model(), chat_inputs(build_processor(), [user(make_image(90, 130), "Which of the two?")])
     cache = DynamicCache(config=model.config.get_text_config())
     model.generate(**inputs, **GREEDY, past_key_values=cache)
     is_image = inputs["input_ids"][0] == model.config.image_token_id
@@ -531,9 +533,9 @@ def test_a_cache_that_ends_within_an_image(build_model, build_processor, picture
 
 
 @layouts
-def test_beams_answer_as_for_samples_alone(build_model, build_processor, picture, layout):
+def test_beams_answer_as_for_samples_alone(build_model, build_processor, make_image, layout):
     model, processor = build_model(layout), build_processor(layout)
-    images = [[picture(90, 130, 0)], [picture(40, 40, 1), picture(60, 200, 2)], []]
+    images = [[make_image(90, 130, 0)], [make_image(40, 40, 1), make_image(60, 200, 2)], []]
     prompts = ["<|image|> Who is this?", "Between <|image|> and <|image|>?", "Well?"]
     batch = processor(images=images, text=prompts, padding=True, return_tensors="pt")
     output = model.generate(**batch, **GREEDY, num_beams=3)[:, -8:]
@@ -597,9 +599,9 @@ def test_arguments_of_forward(build_model, build_processor):
 
 
 @torch.no_grad
-def test_token_types_are_accepted(build_model, build_processor, picture):
+def test_token_types_are_accepted(build_model, build_processor, make_image):
     model, processor = build_model(), build_processor()
-    kwargs = {"images": picture(90, 130), "text": "<|image|> Who?", "return_tensors": "pt"}
+    kwargs = {"images": make_image(90, 130), "text": "<|image|> Who?", "return_tensors": "pt"}
     inputs = processor(**kwargs)
     with_types = processor(**kwargs, return_mm_token_type_ids=True)
     assert torch.equal(model(**with_types).logits, model(**inputs).logits)

@@ -201,7 +201,7 @@ def test_greedy_tokens_without_cache(name, prepared, released_model):
 
 @pytest.mark.usefixtures("exact_resize")
 def test_mixed_batch(released_processor, released_model, golden):
-    """Samples with one picture, two and none in one batch, padded on the left, answer as they do alone."""
+    """Samples with one image, two and none in one batch, padded on the left, answer as they do alone."""
     names = ["tall", "text_only", "two_images", "tiny_image", "padded_batch"]
     prompts = [prompt for name in names for prompt in CASES[name]["prompts"]]
     images = [images for name in names for images in load_images(name)]

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The processor: prompts and pictures to model inputs, with byte-level BPE and with SentencePiece."""
+"""The processor: prompts and images to model inputs, with byte-level BPE and with SentencePiece."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ def num_image_tokens(processor, *images, **kwargs) -> list[int]:
 # The figure
 
 
-def test_the_figure(qwen3_vocabulary, picture):
+def test_the_figure(qwen3_vocabulary, make_image):
     tokenizer = AutoTokenizer.from_pretrained(qwen3_vocabulary)
     add_image_tokens(tokenizer, first_token_id=151936)
     processor = JinaVLMProcessor(JinaVLMImageProcessor(), tokenizer)
@@ -52,7 +52,7 @@ def test_the_figure(qwen3_vocabulary, picture):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert prompt == f" User:<|image|> {QUESTION} Assistant:"
-    inputs = processor(images=picture(910, 1176), text=prompt, return_tensors="pt")
+    inputs = processor(images=make_image(910, 1176), text=prompt, return_tensors="pt")
     assert inputs["pixel_values"].shape == (13, 3, 378, 378)
     assert inputs["image_token_positions"].shape == (13, 182)
     is_image = inputs["input_ids"] == 151938
@@ -60,7 +60,7 @@ def test_the_figure(qwen3_vocabulary, picture):
     assert (~is_image).sum() == 12
     assert len(tokenizer(" " + QUESTION)["input_ids"]) == 8
     assert text_of(processor, inputs["input_ids"][0]) == prompt
-    assert num_image_tokens(processor, picture(910, 1176)) == [2366]
+    assert num_image_tokens(processor, make_image(910, 1176)) == [2366]
 
 
 def test_ids_of_added_tokens(bare_tokenizer, qwen3_vocabulary):
@@ -76,9 +76,9 @@ def test_ids_of_added_tokens(bare_tokenizer, qwen3_vocabulary):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_expansion_of_a_placeholder(build_processor, picture, layout):
+def test_expansion_of_a_placeholder(build_processor, make_image, layout):
     processor = build_processor(layout)
-    image = picture(90, 130)
+    image = make_image(90, 130)
     inputs = processor(images=image, text="Look: <|image|> Well?", return_tensors="pt")
     tokens = processor.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     if layout == "independent":
@@ -97,9 +97,9 @@ def test_expansion_of_a_placeholder(build_processor, picture, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompt_without_placeholder_gets_the_image_at_its_start(build_processor, picture, layout):
+def test_prompt_without_placeholder_gets_the_image_at_its_start(build_processor, make_image, layout):
     processor = build_processor(layout)
-    images = [picture(90, 130), picture(40, 40)]
+    images = [make_image(90, 130), make_image(40, 40)]
     given = processor(images=images[0], text="Well?", return_tensors="pt")
     expected = processor(images=images[0], text="<|image|>Well?", return_tensors="pt")
     assert torch.equal(given["input_ids"], expected["input_ids"])
@@ -119,16 +119,16 @@ def test_text_alone(build_processor):
     assert inputs["input_ids"] == processor.tokenizer(["Well?", "So?"])["input_ids"]
 
 
-def test_images_alone(build_processor, picture):
+def test_images_alone(build_processor, make_image):
     processor = build_processor()
-    outputs = processor(images=[picture(90, 130)], return_tensors="pt")
-    assert torch.equal(outputs["pixel_values"], processor.image_processor(picture(90, 130))["pixel_values"])
+    outputs = processor(images=[make_image(90, 130)], return_tensors="pt")
+    assert torch.equal(outputs["pixel_values"], processor.image_processor(make_image(90, 130))["pixel_values"])
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_batch_of_mixed_rows(build_processor, picture, nested):
+def test_batch_of_mixed_rows(build_processor, make_image, nested):
     processor = build_processor("stitched")
-    images = [picture(90, 130, 0), picture(40, 40, 1), picture(60, 200, 2)]
+    images = [make_image(90, 130, 0), make_image(40, 40, 1), make_image(60, 200, 2)]
     prompts = ["<|image|> and <|image|>?", "Nothing to see", "This: <|image|>"]
     rows = [images[:2], [], images[2:]]
     batch = processor(images=rows if nested else images, text=prompts, padding=True, return_tensors="pt")
@@ -142,9 +142,9 @@ def test_batch_of_mixed_rows(build_processor, picture, nested):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_padding_sides(build_processor, picture, padding_side):
+def test_padding_sides(build_processor, make_image, padding_side):
     processor = build_processor()
-    kwargs = {"images": [picture(90, 130)], "padding": True, "return_tensors": "pt", "padding_side": padding_side}
+    kwargs = {"images": [make_image(90, 130)], "padding": True, "return_tensors": "pt", "padding_side": padding_side}
     inputs = processor(text=["<|image|> Well?", "So?"], **kwargs, return_mm_token_type_ids=True)
     short = inputs["attention_mask"][1]
     length = int(short.sum())
@@ -157,33 +157,33 @@ def test_padding_sides(build_processor, picture, padding_side):
     types = types if isinstance(types, torch.Tensor) else torch.tensor(types)
     assert types.shape == inputs["input_ids"].shape
     assert not types[1].any()
-    assert spans(types[0]) == num_image_tokens(processor, picture(90, 130))
+    assert spans(types[0]) == num_image_tokens(processor, make_image(90, 130))
 
 
-def test_padding_to_a_length(build_processor, picture):
+def test_padding_to_a_length(build_processor, make_image):
     processor = build_processor()
-    kwargs = {"images": picture(40, 40), "text": "<|image|>", "return_tensors": "pt"}
+    kwargs = {"images": make_image(40, 40), "text": "<|image|>", "return_tensors": "pt"}
     inputs = processor(**kwargs, padding="max_length", max_length=50)
     assert inputs["input_ids"].shape == (1, 50)
     inputs = processor(**kwargs, padding=True, pad_to_multiple_of=16)
     assert inputs["input_ids"].shape == (1, 32)
 
 
-def test_truncation_of_text(build_processor, picture):
+def test_truncation_of_text(build_processor, make_image):
     processor = build_processor()
-    length = num_image_tokens(processor, picture(40, 40))[0] + 3
+    length = num_image_tokens(processor, make_image(40, 40))[0] + 3
     kwargs = {"truncation": True, "max_length": length, "return_tensors": "pt"}
-    inputs = processor(images=picture(40, 40), text="<|image|> a longer text than that", **kwargs)
+    inputs = processor(images=make_image(40, 40), text="<|image|> a longer text than that", **kwargs)
     assert inputs["input_ids"].shape == (1, length)
-    whole = processor(images=picture(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
+    whole = processor(images=make_image(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
     assert whole["input_ids"].shape[1] > length
     assert torch.equal(inputs["input_ids"], whole["input_ids"][:, :length])
 
 
-def test_arguments_of_a_call(build_processor, picture):
+def test_arguments_of_a_call(build_processor, make_image):
     processor = build_processor("stitched")
     before = processor.to_dict()
-    image = picture(90, 300)
+    image = make_image(90, 300)
     for kwargs in ({"max_crops": 2}, {"images_kwargs": {"max_crops": 2}}):
         inputs = processor(images=image, text="<|image|>", return_tensors="pt", **kwargs)
         assert len(inputs["pixel_values"]) == 3
@@ -199,13 +199,13 @@ def test_arguments_of_a_call(build_processor, picture):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kwargs", [{}, {"do_resize": True}, {"max_crops": 4}], ids=str)
-def test_predicted_lengths(build_processor, picture, layout, kwargs):
+def test_predicted_lengths(build_processor, make_image, layout, kwargs):
     processor = build_processor(layout)
     rng = np.random.default_rng(0)
     sizes = [[1, 1], [16, 16], [16, 300], *rng.integers(4, 300, (20, 2)).tolist()]
     predicted = processor._get_num_multimodal_tokens(image_sizes=sizes, **kwargs)
     inputs = processor(
-        images=[[picture(*size)] for size in sizes],
+        images=[[make_image(*size)] for size in sizes],
         text=["a <|image|> b"] * len(sizes),
         return_mm_token_type_ids=True,
         **kwargs,
@@ -213,7 +213,7 @@ def test_predicted_lengths(build_processor, picture, layout, kwargs):
     assert [spans(types) for types in inputs["mm_token_type_ids"]] == [[n] for n in predicted["num_image_tokens"]]
     tiles = [
         1 + rows * cols
-        for rows, cols in processor.image_processor([picture(*size) for size in sizes], **kwargs)[
+        for rows, cols in processor.image_processor([make_image(*size) for size in sizes], **kwargs)[
             "image_grids"
         ].tolist()
     ]
@@ -223,9 +223,9 @@ def test_predicted_lengths(build_processor, picture, layout, kwargs):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("add_bos_token", [False, True])
-def test_spans_and_offsets(build_processor, picture, layout, add_bos_token):
+def test_spans_and_offsets(build_processor, make_image, layout, add_bos_token):
     processor = build_processor(layout, add_bos_token=add_bos_token)
-    images = [picture(90, 130), picture(40, 40)]
+    images = [make_image(90, 130), make_image(40, 40)]
     inputs = processor(
         images=images,
         text="<|image|> first, <|image|> second",
@@ -248,10 +248,10 @@ def test_spans_and_offsets(build_processor, picture, layout, add_bos_token):
 # BOS
 
 
-def test_bos(build_processor, picture):
+def test_bos(build_processor, make_image):
     processor = build_processor("stitched", add_bos_token=True)
     end_of_text = processor.tokenizer.eos_token_id
-    for kwargs in ({"text": "Well?"}, {"text": "<|image|> Well?", "images": picture(40, 40)}):
+    for kwargs in ({"text": "Well?"}, {"text": "<|image|> Well?", "images": make_image(40, 40)}):
         ids = processor(**kwargs)["input_ids"][0]
         plain = build_processor("stitched")(**kwargs)["input_ids"][0]
         assert ids == [end_of_text, *plain]
@@ -288,10 +288,10 @@ def test_chat_templates(build_processor, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_chat_with_every_kind_of_picture(build_processor, picture, tmp_path, layout):
+def test_chat_with_every_kind_of_image(build_processor, make_image, tmp_path, layout):
     processor = build_processor(layout)
-    image = picture(90, 130)
-    image.save(tmp_path / "picture.png")
+    image = make_image(90, 130)
+    image.save(tmp_path / "image.png")
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
         add_generation_prompt=True,
@@ -299,8 +299,8 @@ def test_chat_with_every_kind_of_picture(build_processor, picture, tmp_path, lay
     expected = processor(images=image, text=prompt, return_tensors="pt")
     for part in (
         {"image": image},
-        {"path": str(tmp_path / "picture.png")},
-        {"url": str(tmp_path / "picture.png")},
+        {"path": str(tmp_path / "image.png")},
+        {"url": str(tmp_path / "image.png")},
         {"base64": encoded(image)},
         {"image": np.asarray(image)},
     ):
@@ -320,9 +320,9 @@ def test_chat_of_texts_alone(build_processor, user):
     assert text_of(processor, inputs["input_ids"][0]) == " User: Well? Assistant:"
 
 
-def test_batch_of_chats(build_processor, picture, user, assistant):
+def test_batch_of_chats(build_processor, make_image, user, assistant):
     processor = build_processor()
-    images = [picture(90, 130), picture(40, 40), picture(60, 200)]
+    images = [make_image(90, 130), make_image(40, 40), make_image(60, 200)]
     chats = [
         [user(images[0], "Who?"), assistant("Ada."), user(images[1], "And here?")],
         [user("Well?")],
@@ -349,17 +349,17 @@ def words_of(processor, input_ids, mask) -> list[str]:
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("add_bos_token", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_assistant_mask(build_processor, picture, user, assistant, layout, add_bos_token, padding_side):
+def test_assistant_mask(build_processor, make_image, user, assistant, layout, add_bos_token, padding_side):
     processor = build_processor(layout, add_bos_token=add_bos_token)
     chats = [
         [
-            user(picture(90, 130), "Who is this?"),
+            user(make_image(90, 130), "Who is this?"),
             assistant("Her name is Ada."),
-            user(picture(40, 40), "Is it darker?"),
+            user(make_image(40, 40), "Is it darker?"),
             assistant("The second one is."),
         ],
         [user("Well?"), assistant("So.")],
-        [user(picture(60, 200)), assistant("A lady.")],
+        [user(make_image(60, 200)), assistant("A lady.")],
     ]
     inputs = processor.apply_chat_template(
         chats,
@@ -383,9 +383,9 @@ def test_assistant_mask(build_processor, picture, user, assistant, layout, add_b
     assert found == expected
 
 
-def test_assistant_mask_of_a_single_chat(build_processor, picture, user, assistant):
+def test_assistant_mask_of_a_single_chat(build_processor, make_image, user, assistant):
     processor = build_processor("stitched")
-    chat = [user(picture(90, 130), "Who is this?"), assistant("Ada.")]
+    chat = [user(make_image(90, 130), "Who is this?"), assistant("Ada.")]
     inputs = processor.apply_chat_template(
         chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
@@ -393,12 +393,12 @@ def test_assistant_mask_of_a_single_chat(build_processor, picture, user, assista
     assert words_of(processor, inputs["input_ids"][0].tolist(), mask.tolist()) == [" Ada.<|endoftext|>"]
 
 
-def test_assistant_mask_with_the_released_tokenizer(released_processor, picture, user, assistant):
+def test_assistant_mask_with_the_released_tokenizer(released_processor, make_image, user, assistant):
     """The published template marks no answers; ours does, behind the BOS token that the published code prepends."""
     released_processor.chat_template = JinaVLMProcessor(
         released_processor.image_processor, released_processor.tokenizer
     ).chat_template
-    chat = [user(picture(300, 400), "describe the image."), assistant("a red circle")]
+    chat = [user(make_image(300, 400), "describe the image."), assistant("a red circle")]
     inputs = released_processor.apply_chat_template(
         chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
@@ -416,8 +416,8 @@ def sentencepiece_folder(tmp_path_factory):
     """A function (model type, tokenizer class) to a folder with a SentencePiece model trained on a few sentences."""
     sentences = [
         "What is the name of this lady?",
-        "User: Which of the two pictures is darker? Assistant: The first one is darker.",
-        "Her name is Ada, and she is in the second picture.",
+        "User: Which of the two images is darker? Assistant: The first one is darker.",
+        "Her name is Ada, and she is in the second image.",
     ]
 
     def train(model_type: str, tokenizer_class: str):
@@ -454,7 +454,7 @@ def sentencepiece_folder(tmp_path_factory):
 def test_sentencepiece(
     build_processor,
     sentencepiece_folder,
-    picture,
+    make_image,
     user,
     assistant,
     tmp_path,
@@ -466,7 +466,7 @@ def test_sentencepiece(
     tokenizer = AutoTokenizer.from_pretrained(sentencepiece_folder(model_type, tokenizer_class))
     assert (type(tokenizer).__name__, tokenizer.is_fast) == (tokenizer_class, is_fast)
     processor = build_processor(layout, tokenizer=tokenizer)
-    images = [picture(90, 130), picture(40, 40)]
+    images = [make_image(90, 130), make_image(40, 40)]
     prompts = ["<|image|> What is the name?", "<|image|> Which is darker?"]
     call = {"images": [[images[0]], [images[1]]], "text": prompts, "padding": True, "return_tensors": "pt"}
     inputs = processor(**call, return_mm_token_type_ids=True)
@@ -497,7 +497,7 @@ def test_sentencepiece(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_save_and_load(build_processor, picture, tmp_path, layout):
+def test_save_and_load(build_processor, make_image, tmp_path, layout):
     processor = build_processor(layout, add_bos_token=layout == "stitched", max_crops=5)
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
@@ -505,30 +505,34 @@ def test_save_and_load(build_processor, picture, tmp_path, layout):
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.chat_template == processor.chat_template
     assert loaded.add_bos_token == processor.add_bos_token
-    kwargs = {"images": picture(90, 400), "text": "Well <|image|>?", "return_tensors": "pt"}
+    kwargs = {"images": make_image(90, 400), "text": "Well <|image|>?", "return_tensors": "pt"}
     before, after = processor(**kwargs), loaded(**kwargs)
     for name in before:
         assert torch.equal(before[name], after[name]), name
 
 
-def test_released_processor_saves_in_our_layout(released_processor, release, picture, tmp_path):
+def test_released_processor_saves_in_our_layout(released_processor, release, make_image, tmp_path):
     assert released_processor.add_bos_token is True
     assert released_processor.chat_template == (release / "checkpoint" / "chat_template.jinja").read_text()
     released_processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == released_processor.to_dict()
     assert loaded.add_bos_token is True
-    kwargs = {"images": picture(300, 600), "text": " User: <|image|>a red circle Assistant:", "return_tensors": "pt"}
+    kwargs = {
+        "images": make_image(300, 600),
+        "text": " User: <|image|>a red circle Assistant:",
+        "return_tensors": "pt",
+    }
     before, after = released_processor(**kwargs), loaded(**kwargs)
     for name in before:
         assert torch.equal(before[name], after[name]), name
 
 
-def test_one_processor_in_eight_threads(build_processor, picture):
+def test_one_processor_in_eight_threads(build_processor, make_image):
     processor = build_processor("stitched")
     calls = [
         {
-            "images": picture(30 + 17 * index, 200 - 9 * index, index),
+            "images": make_image(30 + 17 * index, 200 - 9 * index, index),
             "text": f"{index} <|image|>?",
             "max_crops": 1 + index % 6,
             "do_resize": bool(index % 2),

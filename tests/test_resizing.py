@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Resizing: PyTorch's results bit for bit, from every kind of picture, however many threads there are."""
+"""Resizing: PyTorch's results bit for bit, from every kind of image, however many threads there are."""
 
 import numpy as np
 import PIL.Image
@@ -32,7 +32,7 @@ def random_image(size: tuple[int, int]) -> torch.Tensor:
 
 
 def interpolated(image: torch.Tensor, size: tuple[int, int], **kwargs) -> torch.Tensor:
-    """All channels as pictures of their own, on as many threads as there are."""
+    """All channels as images of their own, on as many threads as there are."""
     kwargs = {"mode": "bilinear", "align_corners": False, **kwargs}
     return F.interpolate(image.float()[:, None], size=size, **kwargs)[:, 0]
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Saving and loading of models: whole, in shards, in other number types, partly on disk, from the published layout."""
+"""Saving and loading of models: whole, in shards, in other dtypes, partly on disk, from the published layout."""
 
 import json
 from pathlib import Path
@@ -26,9 +26,9 @@ layouts = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 @pytest.fixture
-def build_inputs(build_processor, picture):
+def build_inputs(build_processor, make_image):
     def build(layout: str):
-        images = [[picture(90, 130, 0)], [picture(40, 40, 1), picture(60, 200, 2)]]
+        images = [[make_image(90, 130, 0)], [make_image(40, 40, 1), make_image(60, 200, 2)]]
         prompts = ["<|image|> Who is this?", "Between <|image|> and <|image|>?"]
         return build_processor(layout)(images=images, text=prompts, padding=True, return_tensors="pt")
 
@@ -49,7 +49,7 @@ def assert_same_weights(model, expected):
 
 
 def settings_of(config) -> dict:
-    """The configuration as a dict, without where it came from and the number types that saving notes."""
+    """The configuration as a dict, without where it came from and the dtypes that saving notes."""
     settings = config.to_dict()
     for part in (settings, settings["vision_config"], settings["text_config"]):
         for name in ("_name_or_path", "dtype", "architectures", "transformers_version"):
@@ -104,7 +104,7 @@ def test_shards(build_model, build_inputs, tmp_path):
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 
 
-def test_number_types(build_model, build_inputs, tmp_path):
+def test_dtypes(build_model, build_inputs, tmp_path):
     inputs = build_inputs("independent").to(torch.bfloat16)
     build_model().save_pretrained(tmp_path / "float32")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "float32", dtype=torch.bfloat16)
@@ -149,7 +149,7 @@ def test_device_map_on_one_device(build_model, build_inputs, tmp_path):
         assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 
 
-def test_published_layout_is_saved_in_ours(release, released_model, released_processor, picture, tmp_path):
+def test_published_layout_is_saved_in_ours(release, released_model, released_processor, make_image, tmp_path):
     released_model.save_pretrained(tmp_path)
     released_processor.save_pretrained(tmp_path)
     names = saved_names(tmp_path)
@@ -167,14 +167,14 @@ def test_published_layout_is_saved_in_ours(release, released_model, released_pro
     assert settings_of(loaded.config) == settings_of(released_model.config)
     assert_same_weights(loaded, released_model)
     processor = AutoProcessor.from_pretrained(tmp_path)
-    call = {"images": picture(300, 500), "text": " User: <|image|>a red circle Assistant:", "return_tensors": "pt"}
+    call = {"images": make_image(300, 500), "text": " User: <|image|>a red circle Assistant:", "return_tensors": "pt"}
     before, after = released_processor(**call), processor(**call)
     assert torch.equal(logits(loaded, after), logits(released_model, before))
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     assert torch.equal(loaded.generate(**after, **settings), released_model.generate(**before, **settings))
 
 
-def test_published_layout_in_shards(release, released_model, picture, tmp_path):
+def test_published_layout_in_shards(release, released_model, make_image, tmp_path):
     """The published weights come in several files."""
     weights = load_file(release / "checkpoint" / "model.safetensors")
     names = sorted(weights)
@@ -191,7 +191,7 @@ def test_published_layout_in_shards(release, released_model, picture, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_published_layout_in_other_number_types(release, released_model, dtype):
+def test_published_layout_in_other_dtypes(release, released_model, dtype):
     loaded = AutoModelForImageTextToText.from_pretrained(release / "checkpoint", dtype=dtype)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     for name, weight in released_model.state_dict().items():

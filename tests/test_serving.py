@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Exported checkpoints served as people serve them: an answer to a request of OpenAI's chat API with a picture."""
+"""Exported checkpoints served as people serve them: an answer to a request of OpenAI's chat API with an image."""
 
 import base64
 import importlib.util
@@ -91,7 +91,7 @@ def server(request, exported, tmp_path):
             process.wait()
 
 
-def test_chat_request_with_a_picture(server, exported):
+def test_chat_request_with_a_image(server, exported):
     page = held_out_pages(12)[-1]  # of 3 × 4 tiles
     buffer = io.BytesIO()
     page.image.save(buffer, format="PNG")

@@ -47,5 +47,5 @@ def test_conversations_are_the_same_every_time():
     samples = soak.load_samples("train")
     first, second = (soak.conversation(samples, 0, 40)[0]["content"] for _ in range(2))
     assert [part.get("text") for part in first] == [part.get("text") for part in second]
-    pictures = [[part["image"].tobytes() for part in content if "image" in part] for content in (first, second)]
-    assert pictures[0] == pictures[1] != []
+    images = [[part["image"].tobytes() for part in content if "image" in part] for content in (first, second)]
+    assert images[0] == images[1] != []

@@ -111,7 +111,7 @@ def kept_patches(geometry: TileGeometry, tile: int, num_tiles: int) -> range:
 
 def reference_positions(geometry: TileGeometry, grid: tuple[int, int]) -> list[list[int]]:
     """
-    Positions by walking over the whole picture in reading order, one row of cells of one tile after the other.
+    Positions by walking over the whole image in reading order, one row of cells of one tile after the other.
 
     A tile keeps as many cells as cover the patches it keeps, from the one behind the whole cells of its margin on.
     """
@@ -149,8 +149,8 @@ def test_every_kept_cell_has_one_place(geometry):
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_stitched_cells_are_in_reading_order_of_the_picture(grid):
-    """Token after token, the cells go from left to right, line by line, and none of the picture is left out."""
+def test_stitched_cells_are_in_reading_order_of_the_image(grid):
+    """Token after token, the cells go from left to right, line by line, and none of the image is left out."""
     positions = RELEASE.token_positions(grid)[1:]
     cell = RELEASE.pooling_size * RELEASE.patch_size
     windows = RELEASE.windows(grid)
@@ -161,7 +161,7 @@ def test_stitched_cells_are_in_reading_order_of_the_picture(grid):
         corners[int(positions[tile, index])] = (int(top), int(left))
     order = [corners[place] for place in sorted(corners)]
     assert order == sorted(order)
-    # The kept cells cover every patch of the picture.
+    # The kept cells cover every patch of the image.
     covered = np.zeros([side // 14 for side in RELEASE.canvas_size(grid)], bool)
     for top, left in order:
         covered[top // 14 : top // 14 + 2, left // 14 : left // 14 + 2] = True

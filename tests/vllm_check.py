@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
 Checks that vLLM answers like Transformers: exports checkpoints of both layouts, asks vLLM's Transformers backend,
-which runs the exported code, and `generate` the same questions, without and with pictures, greedily and in float32,
+which runs the exported code, and `generate` the same questions, without and with images, greedily and in float32,
 and compares tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
 
     python tests/vllm_check.py
@@ -32,7 +32,7 @@ MODES = {
 
 
 def ask_vllm(folder: str, conversations: list[list[dict]], mode: str) -> list[list[dict]]:
-    """Answers one by one, and again all at once, when vLLM has the pictures and the prompts in its caches."""
+    """Answers one by one, and again all at once, when vLLM has the images and the prompts in its caches."""
     settings = MODES[mode]
     processes = settings.get("tensor_parallel_size", 1)
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
@@ -105,7 +105,7 @@ def random_stitched_checkpoint(folder: Path) -> Path:
 
 
 def data_url(image) -> str:
-    """A picture as OpenAI's API takes it."""
+    """An image as OpenAI's API takes it."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -118,7 +118,7 @@ def user(question: str, *images) -> dict:
 
 
 def conversations() -> list[list[dict]]:
-    """Text alone, one picture of one to twelve tiles, two pictures, and several turns."""
+    """Text alone, one image of one to twelve tiles, two images, and several turns."""
     from examples.digits.pages import COUNT, GRIDS, READ, held_out_pages
 
     pages = {page.grid: page.image for page in held_out_pages(len(GRIDS))}

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Conversations with pictures to batches with labels."""
+"""Conversations with images to batches with labels."""
 
 from io import BytesIO
 
@@ -12,10 +12,10 @@ class DataCollatorForJinaVLM:
     """
     Batches rows `{"messages": [...], "images": [...]}`, the format of TRL and of chat data sets on the Hub.
 
-    `images` are PIL pictures, encoded bytes, paths, URLs or the `{"bytes": ..., "path": ...}` of an undecoded column
+    `images` are PIL images, encoded bytes, paths, URLs or the `{"bytes": ..., "path": ...}` of an undecoded column
     of 🤗 Datasets, in the order of the `{"type": "image"}` parts of the messages. Messages whose contents are strings
     get all of them before the first user's words. `images` may be empty, `None` or missing: rows with and without
-    pictures may share a batch.
+    images may share a batch.
 
     Labels stand on what the assistant says, end marks included, in all of its turns: where the chat template has its
     generation marks. Image tokens are never labels. Batches are padded on the tokenizer's `padding_side`.
@@ -28,12 +28,12 @@ class DataCollatorForJinaVLM:
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels`, `[batch, sequence]`, and, if there is
-        any picture, `pixel_values`, `[tiles, 3, height, width]`, and `image_token_positions`,
-        `[tiles, pooled cells]`, of all pictures one after the other.
+        any image, `pixel_values`, `[tiles, 3, height, width]`, and `image_token_positions`,
+        `[tiles, pooled cells]`, of all images one after the other.
 
     Raises:
-        ValueError: naming the row, if its pictures and the places for them do not match, a picture cannot be read,
-            `max_length` would cut the tokens of a picture, or there is no turn of the assistant.
+        ValueError: naming the row, if its images and the places for them do not match, an image cannot be read,
+            `max_length` would cut the tokens of an image, or there is no turn of the assistant.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class DataCollatorForJinaVLM:
 
 def conversation(row: dict) -> list[dict]:
     """
-    The messages of a row with its pictures in their places, as chat templates and pipelines take them.
+    The messages of a row with its images in their places, as chat templates and pipelines take them.
 
     Raises:
-        ValueError: if pictures and places do not match, or the assistant says nothing.
+        ValueError: if images and places do not match, or the assistant says nothing.
     """
     images = row.get("images") or []
     images = [_open(image) for image in (images if isinstance(images, (list, tuple)) else [images])]

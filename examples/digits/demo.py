@@ -28,7 +28,7 @@ def load(folder: str | Path):
 
 def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[str, dict]:
     """
-    Asks one question about a picture, a path, a URL or an open one.
+    Asks one question about an image, a path, a URL or an open one.
 
     Returns:
         `tuple[str, dict]`: the answer, and what the prompt is made of: the number of `image_tokens`, markers
@@ -49,18 +49,18 @@ def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[
     return answer, {"image_tokens": num_image_tokens, "text_tokens": length - num_image_tokens}
 
 
-def sheet(pictures: list[PIL.Image.Image], cols: int = 2) -> PIL.Image.Image:
-    """Pictures in rows of `cols` on white paper."""
-    lines = [pictures[start : start + cols] for start in range(0, len(pictures), cols)]
+def sheet(images: list[PIL.Image.Image], cols: int = 2) -> PIL.Image.Image:
+    """Images in rows of `cols` on white paper."""
+    lines = [images[start : start + cols] for start in range(0, len(images), cols)]
     lefts = [0]
     for column in range(cols):
         lefts.append(lefts[-1] + max(line[column].width for line in lines if column < len(line)))
-    paper = PIL.Image.new("RGB", (lefts[-1], sum(max(picture.height for picture in line) for line in lines)), "white")
+    paper = PIL.Image.new("RGB", (lefts[-1], sum(max(image.height for image in line) for line in lines)), "white")
     top = 0
     for line in lines:
-        for picture, left in zip(line, lefts):  # noqa: B905 - the last line may be shorter
-            paper.paste(picture, (left, top))
-        top += max(picture.height for picture in line)
+        for image, left in zip(line, lefts):  # noqa: B905 - the last line may be shorter
+            paper.paste(image, (left, top))
+        top += max(image.height for image in line)
     return paper
 
 
@@ -108,8 +108,8 @@ def save(drawing: PIL.Image.Image, output: str | Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Asks the shipped model about handwritten pages.")
     parser.add_argument("--model", default=str(MODEL), type=model_folder, help="folder with model and processor")
-    parser.add_argument("--output", default="demo.png", type=Path, help="the picture to write")
-    parser.add_argument("--image", help="path or URL of a picture to ask about, instead of held-out pages")
+    parser.add_argument("--output", default="demo.png", type=Path, help="the image to write")
+    parser.add_argument("--image", help="path or URL of an image to ask about, instead of held-out pages")
     parser.add_argument("--question", default=READ, help="what to ask about --image")
     args = parser.parse_args(argv)
     if args.image is None:

@@ -90,7 +90,7 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
 
 
 def conversation(image, question: str) -> list[dict]:
-    """A chat of one question about one picture, in the form that pipelines and chat templates take."""
+    """A chat of one question about one image, in the form that pipelines and chat templates take."""
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
 

@@ -28,7 +28,7 @@ DESCRIBE = "Describe this page."
 
 @dataclass
 class Page:
-    """A page: its picture, if any, and the digits on it, line by line, in reading order."""
+    """A page: its image, if any, and the digits on it, line by line, in reading order."""
 
     lines: list[list[int]]
     image: PIL.Image.Image | None = None
@@ -157,14 +157,14 @@ class DigitTiles(Dataset):
 
 class DigitPages(Dataset):
     """
-    Training pages as rows `{"messages": [...], "images": [picture]}`, drawn when they are asked for: row i is always
+    Training pages as rows `{"messages": [...], "images": [image]}`, drawn when they are asked for: row i is always
     the same. Rows of one batch have the same grid, so that little is padded.
 
     Args:
         num_rows (`int`): pages.
         questions (`list[str]`): what is asked about a page, in random order.
         batch_size (`int`): rows of a batch.
-        text_only_share (`float`, *optional*, defaults to 0.0): share of rows without a picture, whose page is told in
+        text_only_share (`float`, *optional*, defaults to 0.0): share of rows without an image, whose page is told in
             words.
         growth (`float`, *optional*, defaults to 0.0): share of the rows over which pages grow from one digit on one
             tile to `MAX_DIGITS` on twelve.
@@ -209,7 +209,7 @@ class DigitPages(Dataset):
 
 
 def tell_page(rng: np.random.Generator, num_digits: int) -> Page:
-    """A page without a picture: `num_digits` random digits on random lines."""
+    """A page without an image: `num_digits` random digits on random lines."""
     breaks = np.flatnonzero(rng.random(num_digits - 1) < 0.4) + 1
     return Page([line.tolist() for line in np.split(rng.integers(0, 10, num_digits), breaks)])
 

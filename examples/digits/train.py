@@ -13,7 +13,7 @@ Trains the small JinaVLM that ships in `examples/digits/model`, as a large one i
 
 The last three are runs of [`finetune`]. Each step has a folder in OUT: what is complete is not done again, what was
 broken off goes on from its last complete checkpoint. OUT/model is the result, in bfloat16, with the Trainer's logs and
-a picture of the losses.
+an image of the losses.
 """
 
 import json

@@ -45,15 +45,15 @@ class JinaVLMImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestC
         pixel_values = processor(images, return_tensors="pt").pixel_values
         self.assertEqual(tuple(pixel_values.shape), (sum(num_tiles), *tester.expected_output_image_shape(images)))
 
-    @upstream.overrides("as many tiles as its size asks for, not one, of every picture")
+    @upstream.overrides("as many tiles as its size asks for, not one, of every image")
     def test_call_pil(self):
         self._check_call()
 
-    @upstream.overrides("as many tiles as its size asks for, not one, of every picture")
+    @upstream.overrides("as many tiles as its size asks for, not one, of every image")
     def test_call_numpy(self):
         self._check_call(numpify=True)
 
-    @upstream.overrides("as many tiles as its size asks for, not one, of every picture")
+    @upstream.overrides("as many tiles as its size asks for, not one, of every image")
     def test_call_pytorch(self):
         self._check_call(torchify=True)
 

@@ -21,7 +21,7 @@ common.MODEL_MAPPING_NAMES = {**common.MODEL_MAPPING_NAMES, "jvlm": "JinaVLMMode
 
 
 class JinaVLMModelTester:
-    """A tiny model and a batch of prompts with one picture of 1 × 2 tiles each."""
+    """A tiny model and a batch of prompts with one image of 1 × 2 tiles each."""
 
     layout = "independent"
     is_training = True

@@ -22,10 +22,10 @@ class ImageTextToTextPipelineTests:
         pipeline = ImageTextToTextPipeline(
             model=model, tokenizer=tokenizer, dtype=dtype, max_new_tokens=5, **processors
         )
-        picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+        image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
         return pipeline, [
-            {"images": picture, "text": "<|image|> Which number?"},
-            {"images": [picture, picture], "text": "<|image|><|image|> Which is larger?"},
+            {"images": image, "text": "<|image|> Which number?"},
+            {"images": [image, image], "text": "<|image|><|image|> Which is larger?"},
         ]
 
     def run_pipeline_test(self, pipeline, examples):

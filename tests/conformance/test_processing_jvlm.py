@@ -19,19 +19,19 @@ PUBLISHED = ROOT / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 class JinaVLMProcessorTest(ProcessorTesterMixin, unittest.TestCase):
     processor_class = JinaVLMProcessor
     model_id = str(ROOT / "examples" / "digits" / "model")
-    # More than a picture's tokens.
+    # More than an image's tokens.
     images_text_kwargs_max_length = images_text_kwargs_override_max_length = images_unstructured_max_length = 500
 
     @parameterized.expand([(1, "pt"), (2, "pt")])
-    @upstream.overrides("pixel_values has a row for every tile; image_grids is what has one for every picture")
+    @upstream.overrides("pixel_values has a row for every tile; image_grids is what has one for every image")
     def test_apply_chat_template_image(self, batch_size, return_tensors):
-        pictures = MODALITY_INPUT_DATA["images"]
+        images = MODALITY_INPUT_DATA["images"]
         with (
             patch.object(JinaVLMProcessor, "unused_input_names", []),
             patch.object(self, "images_input_name", "image_grids"),
         ):
             self._test_apply_chat_template(
-                "image", batch_size, return_tensors, "images_input_name", "image_processor", pictures
+                "image", batch_size, return_tensors, "images_input_name", "image_processor", images
             )
 
 

@@ -46,9 +46,9 @@ def stand_in(module: str, lost: str | None = None, **attributes):
             NOT_RUN.append(f"{lost}: the source distribution lacks {module}")
 
 
-def _local_picture(url: str) -> str:
-    """In place of a picture on the Hub a random one on disk, of the same name; other files stay where they are."""
-    path = FOLDER / "pictures" / Path(url).name
+def _local_image(url: str) -> str:
+    """In place of an image on the Hub a random one on disk, of the same name; other files stay where they are."""
+    path = FOLDER / "images" / Path(url).name
     if path.suffix not in (".jpg", ".png"):
         return url
     if not path.exists():
@@ -88,4 +88,4 @@ def install():
     stand_in("tests.vlm_tester", "the tester of vision-language models, which adds a few to the model mixin")
     stand_in("tests.distributed_testing_utils", "the mixins of tensor and expert parallelism and FSDP")
     stand_in("tests.utils.test_configuration_utils", config_common_kwargs={})  # of no use to composite configurations
-    stand_in("fetch_hub_objects_for_ci", url_to_local_path=_local_picture)
+    stand_in("fetch_hub_objects_for_ci", url_to_local_path=_local_image)

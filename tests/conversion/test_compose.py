@@ -50,7 +50,7 @@ def test_features_are_the_encoders_hidden_states(composed, siglip, layout):
     cells = model.config.pooled_grid[0] * model.config.pooled_grid[1]
     positions = torch.arange(3 * cells).view(3, cells)
     features = model.get_image_features(pixel_values, image_token_positions=positions, return_dict=True)
-    # The source's own picture is 4 pixels wider than its patches; they are in no patch.
+    # The source's own image is 4 pixels wider than its patches; they are in no patch.
     padded = torch.nn.functional.pad(pixel_values, (0, 4, 0, 4))
     hidden_states = source(padded, output_hidden_states=True).hidden_states
     assert model.config.vision_feature_layer == [7, 1]
@@ -100,11 +100,11 @@ def test_new_rows_are_near_the_mean_and_distinct(composed, qwen3, tied):
         assert (new - old.mean(dim=0)).std() < 0.03 * old.std()
 
 
-def test_trains_a_step_generates_and_survives_saving(composed, picture, user, tmp_path):
+def test_trains_a_step_generates_and_survives_saving(composed, make_image, user, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(composed)
     processor = AutoProcessor.from_pretrained(composed)
     inputs = processor.apply_chat_template(
-        [user(picture(90, 120), "Which one?")],
+        [user(make_image(90, 120), "Which one?")],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -172,7 +172,7 @@ def test_other_grid_is_interpolated_with_a_warning(siglip, qwen3, tmp_path, capl
     assert AutoConfig.from_pretrained(folder).patches_per_side == 7
 
 
-def test_number_types(siglip, qwen3, tmp_path):
+def test_dtypes(siglip, qwen3, tmp_path):
     half = tmp_path / "half"
     Qwen3ForCausalLM.from_pretrained(qwen3(True), dtype=torch.bfloat16).save_pretrained(half)
     for file in qwen3(True).glob("tokenizer*"):

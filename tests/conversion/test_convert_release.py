@@ -133,7 +133,7 @@ def test_published_folder_loads_as_it_is(converted, tmp_path):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_number_type(published, converted, reverse, tmp_path):
+def test_dtype(published, converted, reverse, tmp_path):
     source = converted if reverse else published
     folder = convert_release(source, tmp_path / "half", dtype="bfloat16", reverse=reverse)
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.bfloat16}

@@ -19,11 +19,11 @@ from jvlm.conversion_scripts.export_to_hub import code_files, export_to_hub, mai
 MESSAGES = [
     {
         "role": "user",
-        "content": [{"type": "image", "path": "picture.png"}, {"type": "text", "text": "What is in this picture?"}],
+        "content": [{"type": "image", "path": "image.png"}, {"type": "text", "text": "What is in this image?"}],
     }
 ]
 
-# Runs in the folder of the picture: exported checkpoint, place to save to, messages, place for the outputs.
+# Runs in the folder of the image: exported checkpoint, place to save to, messages, place for the outputs.
 STRANGER = """
 import json, sys
 
@@ -91,9 +91,9 @@ def exported(request, converted, tmp_path_factory):
     return export_to_hub(source, output), source
 
 
-def test_loads_computes_and_saves_without_the_package(exported, picture, tmp_path):
+def test_loads_computes_and_saves_without_the_package(exported, make_image, tmp_path):
     folder, source = exported
-    picture(300, 420).save(tmp_path / "picture.png")
+    make_image(300, 420).save(tmp_path / "image.png")
     (tmp_path / "stranger.py").write_text(STRANGER)
     environment = {
         **os.environ,
@@ -116,7 +116,7 @@ def test_loads_computes_and_saves_without_the_package(exported, picture, tmp_pat
     outputs = load_file(tmp_path / "outputs.safetensors")
     model = AutoModelForImageTextToText.from_pretrained(source).eval()
     processor = AutoProcessor.from_pretrained(source)
-    messages = json.loads(json.dumps(MESSAGES).replace("picture.png", str(tmp_path / "picture.png")))
+    messages = json.loads(json.dumps(MESSAGES).replace("image.png", str(tmp_path / "image.png")))
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -186,7 +186,7 @@ def test_published_layout_is_converted_on_the_way(published, converted, tmp_path
     assert load_file(folder / "model.safetensors").keys() == load_file(converted / "model.safetensors").keys()
 
 
-def test_number_type_is_that_of_the_weights(converted, changed_copy, tmp_path):
+def test_dtype_is_that_of_the_weights(converted, changed_copy, tmp_path):
     source = changed_copy(converted)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))

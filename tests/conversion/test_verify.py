@@ -15,9 +15,9 @@ CONNECTOR = "model.connector"
 
 
 @pytest.fixture
-def small(picture) -> dict:
-    """Arguments for a quick comparison: one picture of one tile."""
-    return {"image": [picture(300, 300)], "prompt": "What is it?"}
+def small(make_image) -> dict:
+    """Arguments for a quick comparison: one image of one tile."""
+    return {"image": [make_image(300, 300)], "prompt": "What is it?"}
 
 
 @pytest.fixture
@@ -90,11 +90,11 @@ def test_pixels(first_difference):
     assert first_difference(processor_config=shift) == "pixels"
 
 
-def test_other_shapes_are_different(converted, changed_copy, picture):
+def test_other_shapes_are_different(converted, changed_copy, make_image):
     def fewer(settings):
         settings["image_processor"]["max_crops"] = 1
 
-    stages = verify(converted, changed_copy(converted, processor_config=fewer), image=[picture(300, 600)])
+    stages = verify(converted, changed_copy(converted, processor_config=fewer), image=[make_image(300, 600)])
     assert not stages[0].is_equal
     assert math.isinf(stages[0].difference)
     assert "shapes" in format_table(stages)
@@ -105,7 +105,7 @@ def test_not_a_number_is_different(first_difference):
     assert first_difference(lambda tensors: tensors[name].fill_(float("nan"))) == "connector"
 
 
-def test_number_type(converted, small, tmp_path):
+def test_dtype(converted, small, tmp_path):
     half = convert_release(converted, tmp_path / "published", reverse=True, dtype="bfloat16")
     assert not all(stage.is_equal for stage in verify(converted, half, dtype="float32", **small))
     stages = verify(half, half, **small)
@@ -113,9 +113,9 @@ def test_number_type(converted, small, tmp_path):
     assert stages[4].tolerance > verify(half, half, dtype="float32", **small)[4].tolerance * 10
 
 
-def test_exit_status_and_table(published, converted, changed_copy, picture, tmp_path, capsys):
-    picture(300, 300).save(tmp_path / "picture.png")
-    options = ["--image", str(tmp_path / "picture.png"), "--prompt", "What?", "--dtype", "float32"]
+def test_exit_status_and_table(published, converted, changed_copy, make_image, tmp_path, capsys):
+    make_image(300, 300).save(tmp_path / "image.png")
+    options = ["--image", str(tmp_path / "image.png"), "--prompt", "What?", "--dtype", "float32"]
     assert main([str(published), str(converted), *options]) == 0
     table = capsys.readouterr().out
     assert all(stage in table for stage in STAGES)
@@ -135,7 +135,7 @@ def test_exit_status_and_table(published, converted, changed_copy, picture, tmp_
         assert message in capsys.readouterr().err
 
 
-def test_the_drawn_picture_has_several_tiles(converted):
+def test_the_drawn_image_has_several_tiles(converted):
     stages = verify(converted, converted)
     assert all(stage.is_equal and stage.difference == 0 for stage in stages)
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""How much is fuzzed, and what: random pictures in memory and settings of the image processor."""
+"""How much is fuzzed, and what: random images in memory and settings of the image processor."""
 
 import os
 from collections import Counter
@@ -42,8 +42,8 @@ def random_values(size: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 @st.composite
-def pictures(draw, sizes=SIZES) -> PIL.Image.Image:
-    """A picture of Pillow of any mode, with or without transparency."""
+def pil_images(draw, sizes=SIZES) -> PIL.Image.Image:
+    """An image of Pillow of any mode, with or without transparency."""
     height, width = draw(sizes)
     mode = draw(st.sampled_from(list(MODES)))
     values = random_values((height, width, MODES[mode]), draw(st.integers(0, 2**32 - 1)))

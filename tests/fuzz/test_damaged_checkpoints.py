@@ -118,12 +118,12 @@ def is_readable(file: Path) -> bool:
     return file.is_file()
 
 
-def outputs(folder: Path, picture) -> list[torch.Tensor]:
+def outputs(folder: Path, image) -> list[torch.Tensor]:
     """What a checkpoint makes of two conversations: ids, pixels, logits and greedy tokens."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), JinaVLMProcessor.from_pretrained(folder)
     question = [
         {"type": "text", "text": "Who is this lady?"},
-        {"type": "image", "image": picture},
+        {"type": "image", "image": image},
         {"type": "text", "text": "Ada?"},
     ]
     chats = [
@@ -132,7 +132,7 @@ def outputs(folder: Path, picture) -> list[torch.Tensor]:
             {"role": "system", "content": "Be brief, please: zebra 3."},
             {"role": "user", "content": question[1:]},
             {"role": "assistant", "content": "Her name is Ada."},
-            {"role": "user", "content": "Which of the two pictures is darker?"},
+            {"role": "user", "content": "Which of the two images is darker?"},
         ],
     ]
     results = []
@@ -200,16 +200,18 @@ def attempt(function, *args, **kwargs):
             signal.signal(signal.SIGALRM, before)
 
 
-def check_fault(original: Path, damaged: Path, file: Path, weight: str, expected: list[torch.Tensor], picture) -> str:
+def check_fault(
+    original: Path, damaged: Path, file: Path, weight: str, expected: list[torch.Tensor], make_image
+) -> str:
     """Asserts that a fault does no harm in silence, and tells what became of it."""
-    image = picture(90, 130)
+    image = make_image(90, 130)
     found = attempt(outputs, damaged, image)
     if isinstance(found, Exception):
         assert names_the_fault(found, file, original), f"{type(found).__name__}: {found}"
         assert not weight
         return "errors"
     assert is_readable(file) or not file.exists() or file.suffix == ".jinja"
-    stages = attempt(verify, original, damaged, image=[picture(60, 60)], prompt="Who is this lady?")
+    stages = attempt(verify, original, damaged, image=[make_image(60, 60)], prompt="Who is this lady?")
     if isinstance(stages, Exception):
         assert isinstance(stages, (OSError, ValueError))
         assert names_the_fault(stages, file, original), f"{type(stages).__name__}: {stages}"
@@ -223,9 +225,9 @@ def check_fault(original: Path, damaged: Path, file: Path, weight: str, expected
 
 
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
-def test_random_faults(original, picture, layout):
+def test_random_faults(original, make_image, layout):
     folder, damaged = original(layout), original(layout).parent / "damaged"
-    expected = outputs(folder, picture(90, 130))
+    expected = outputs(folder, make_image(90, 130))
     files = [file.name for file in sorted(folder.iterdir()) if file.suffix != ".bin"]
     assert len(files) >= 10
     seed = random.randrange(2**32) if IS_LONG else 0
@@ -237,7 +239,7 @@ def test_random_faults(original, picture, layout):
         weight = damage(damaged, file, rng)
         counts["faults of checkpoints"] += 1
         try:
-            outcome = check_fault(folder, damaged, file, weight, expected, picture)
+            outcome = check_fault(folder, damaged, file, weight, expected, make_image)
         except AssertionError as error:
             raise AssertionError(f"fault {number} of seed {seed}, {file.name} {weight}: {error}") from error
         counts[f"faults {outcome}"] += 1

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Random pictures, arrays and files with random settings: tiles against tiles by hand, tokens against predictions."""
+"""Random images, arrays and files with random settings: tiles against tiles by hand, tokens against predictions."""
 
 import base64
 import copy
@@ -14,7 +14,7 @@ import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 import torch
-from fuzzing import SIDES, SIZES, counts, effort, image_settings, pictures, random_values
+from fuzzing import SIDES, SIZES, counts, effort, image_settings, pil_images, random_values
 from hypothesis import event, given
 from hypothesis import strategies as st
 from reference_tiles import expected_tiles
@@ -44,7 +44,7 @@ def state(processor) -> dict:
 
 
 def is_too_long(size: tuple[int, int], settings: dict) -> bool:
-    """Whether a picture of this height and width is refused; the first resize has a limit of its own."""
+    """Whether an image of this height and width is refused; the first resize has a limit of its own."""
     ratio = max(size) / min(size)
     return ratio > settings.get("max_aspect_ratio", 200) or (bool(settings.get("do_resize")) and ratio > 200)
 
@@ -75,8 +75,8 @@ def assert_refused(processor, images, settings: dict, *words: str):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         processor(images=images, text="<|image|>" * len(images), **settings)
     assert any(word in str(error.value) for word in words), error.value
-    counts["pictures"] += len(images)
-    counts["pictures refused"] += 1
+    counts["images"] += len(images)
+    counts["images refused"] += 1
 
 
 def assert_tiles(processor, given_images: list, images: list[torch.Tensor], settings: dict, scale: float = 255):
@@ -91,7 +91,7 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
         return
     text = "a <|image|>" * len(images)
     inputs = processor(images=given_images, text=text, return_tensors="pt", return_mm_token_type_ids=True, **settings)
-    counts["pictures"] += len(images)
+    counts["images"] += len(images)
 
     predicted = processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
     input_ids = inputs["input_ids"][0]
@@ -121,8 +121,8 @@ def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
 @effort(short=150, long=9000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_pictures(processor, data):
-    image, settings = data.draw(pictures()), data.draw(image_settings())
+def test_images(processor, data):
+    image, settings = data.draw(pil_images()), data.draw(image_settings())
     try:
         expected = image.convert("RGB")
     except ValueError:  # modes that Pillow converts to few others
@@ -192,7 +192,7 @@ ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")
 
 @st.composite
 def files(draw) -> bytes:
-    """The bytes of a picture file: with an orientation or without, of several pictures, damaged, empty, no picture."""
+    """The bytes of an image file: with an orientation or without, of several images, damaged, empty, no image."""
     kind = draw(st.sampled_from(list(FORMATS)))
     mode = draw(st.sampled_from(FORMATS[kind]))
     small = st.integers(1, 40) | st.integers(1, 200)
@@ -214,7 +214,7 @@ def files(draw) -> bytes:
     buffer = io.BytesIO()
     frames[0].save(buffer, kind, **options)
     content = bytearray(buffer.getvalue())
-    damage = draw(st.sampled_from(["none"] * 6 + ["truncate", "flip", "empty", "no picture"]))
+    damage = draw(st.sampled_from(["none"] * 6 + ["truncate", "flip", "empty", "no image"]))
     if damage == "truncate":
         del content[draw(st.integers(0, len(content))) :]
     elif damage == "flip":
@@ -222,7 +222,7 @@ def files(draw) -> bytes:
             content[place] ^= draw(st.integers(1, 255))
     elif damage == "empty":
         content.clear()
-    elif damage == "no picture":
+    elif damage == "no image":
         content[:] = draw(st.binary(max_size=50) | st.just(b"%PDF-1.4 ") | st.just(b"\x89PNG\r\n\x1a\n"))
     return bytes(content)
 
@@ -250,7 +250,7 @@ def test_files(processor, tmp_path_factory, data):
     content, settings = data.draw(files()), data.draw(image_settings())
     limit = data.draw(st.sampled_from([89_478_485] * 4 + [1000, 50]))
     way = data.draw(st.sampled_from(WAYS))
-    path = tmp_path_factory.getbasetemp() / "picture"
+    path = tmp_path_factory.getbasetemp() / "image"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", min(limit, LARGEST // 2))
@@ -285,14 +285,14 @@ def test_one_processor_in_eight_threads(processor, data):
         settings = data.draw(image_settings()) | {"max_aspect_ratio": 200}
         images = [
             np.asarray(image) if image.mode == "RGB" else image
-            for image in data.draw(st.lists(pictures(st.tuples(small, small)), min_size=1, max_size=3))
+            for image in data.draw(st.lists(pil_images(st.tuples(small, small)), min_size=1, max_size=3))
             if image.mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F")
         ]
         calls.append({"images": images, "text": "a <|image|>" * len(images), "return_tensors": "pt", **settings})
     before, expected = state(processor), [processor(**call) for call in calls]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda call: processor(**call), calls * 2))
-    counts["pictures"] += 3 * sum(len(call["images"]) for call in calls)
+    counts["images"] += 3 * sum(len(call["images"]) for call in calls)
     for result, wanted in zip(results, expected * 2, strict=True):
         assert set(result) == set(wanted)
         for name in wanted:
@@ -326,11 +326,11 @@ def test_settings_that_need_not_fit(processor, data):
         settings["size"]["width"] = settings["size"]["height"]
     height, width = data.draw(st.tuples(st.integers(1, 200), st.integers(1, 200)))
     image, before = PIL.Image.new("RGB", (width, height), "red"), state(processor)
-    counts["pictures"] += 1
+    counts["images"] += 1
     try:
         inputs = processor(images=image, text="<|image|>", return_mm_token_type_ids=True, **settings)
     except ValueError:
-        counts["pictures refused"] += 1
+        counts["images refused"] += 1
     else:
         predicted = processor._get_num_multimodal_tokens(image_sizes=[[height, width]], **settings)
         assert spans(inputs["mm_token_type_ids"][0]) == predicted["num_image_tokens"] != [0]

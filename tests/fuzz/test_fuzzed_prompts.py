@@ -37,7 +37,7 @@ def processors(build_processor):
 
 
 def image_ids(processor, image: PIL.Image.Image) -> list[int]:
-    """The tokens of one picture, written out by hand."""
+    """The tokens of one image, written out by hand."""
     ids = dict(zip(MARKERS, processor.tokenizer.convert_tokens_to_ids(MARKERS), strict=True))
     rows, cols = processor.image_processor.get_image_grid(image.height, image.width)
     if processor.image_processor.layout == "independent":
@@ -51,7 +51,7 @@ def image_ids(processor, image: PIL.Image.Image) -> list[int]:
 
 
 def prompt_ids(processor, text: str, images: list[PIL.Image.Image]) -> list[int]:
-    """The tokens of a prompt with as many placeholders as pictures: those of its pieces, one after the other."""
+    """The tokens of a prompt with as many placeholders as images: those of its pieces, one after the other."""
     if processor.add_bos_token and not text.startswith(END):
         text = END + text
     pieces = [processor.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split("<|image|>")]
@@ -66,7 +66,7 @@ def is_spoiled(text: str) -> bool:
 
 
 def with_placeholders(text: str, images: list) -> str:
-    """A prompt without placeholder gets its pictures at its start."""
+    """A prompt without placeholder gets its images at its start."""
     return text if "<|image|>" in text else "<|image|>" * len(images) + text
 
 
@@ -113,7 +113,7 @@ def test_prompts(processors, data):
     rows, images = ([[]] * len(texts), []) if form == "none" else (rows, images)
     counts["prompts"] += len(texts)
 
-    # What is to be expected: one prompt's pictures are its own, flat or nested; flat ones are not told apart.
+    # What is to be expected: one prompt's images are its own, flat or nested; flat ones are not told apart.
     if not images:
         fits = not any("<|image|>" in text for text in texts)
         full = texts
@@ -171,7 +171,7 @@ def image_part(form: str, image: PIL.Image.Image) -> dict:
 
 @st.composite
 def conversations(draw) -> tuple[list[dict], list[tuple]]:
-    """A conversation, and what it says: (role, text or picture, ...) of every message."""
+    """A conversation, and what it says: (role, text or image, ...) of every message."""
     messages, said = [], []
     for _ in range(draw(st.integers(1, 4))):
         role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)

@@ -107,7 +107,7 @@ def run_all(folder: Path, strategy: str) -> None:
         settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1, **settings}
         trainer, seen = train(folder, rows, output, **settings)
         trainer.save_model()
-        # The first process has pictures, the second has none; the loss is the process's own, not an average.
+        # The first process has images, the second has none; the loss is the process's own, not an average.
         rank = trainer.args.process_index
         batch = trainer.data_collator(torch.load(folder / "rows.pt", weights_only=False)["by_process"][rank])
         trainer.model_wrapped.train()

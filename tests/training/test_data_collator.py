@@ -60,7 +60,7 @@ WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
 @pytest.mark.parametrize("layout", LAYOUTS)
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_labels_of_any_conversation(build_processor, picture, layout, data):
+def test_labels_of_any_conversation(build_processor, make_image, layout, data):
     processor = build_processor(layout)
     processor.tokenizer.padding_side = data.draw(st.sampled_from(["left", "right"]))
     rows = []
@@ -71,7 +71,7 @@ def test_labels_of_any_conversation(build_processor, picture, layout, data):
         for _ in range(data.draw(st.integers(1, 3))):
             content = [{"type": "text", "text": data.draw(WORDS)}]
             for _ in range(data.draw(st.integers(0, 2))):
-                images.append(picture(data.draw(st.integers(20, 160)), data.draw(st.integers(20, 160))))
+                images.append(make_image(data.draw(st.integers(20, 160)), data.draw(st.integers(20, 160))))
                 content.insert(data.draw(st.integers(0, len(content))), {"type": "image"})
             messages.append({"role": "user", "content": content})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": data.draw(WORDS)}]})
@@ -96,7 +96,7 @@ def test_padding_is_neither_seen_nor_learned(collate, build_row, padding_side):
     assert (batch["labels"][padding] == -100).all()
 
 
-def test_pictures_come_as_pictures_bytes_paths_and_undecoded_columns(build_processor, build_row, tmp_path):
+def test_images_come_as_images_bytes_paths_and_undecoded_columns(build_processor, build_row, tmp_path):
     row = build_row()
     (image,) = row["images"]
     image.save(tmp_path / "image.png")
@@ -123,7 +123,7 @@ def test_contents_may_be_strings(build_processor, build_row):
 
 
 @pytest.mark.parametrize("images", [[], None, "missing"])
-def test_rows_without_pictures_share_a_batch(build_processor, build_row, images):
+def test_rows_without_images_share_a_batch(build_processor, build_row, images):
     processor = build_processor()
     text = build_row(1, num_images=0)
     text = {"messages": text["messages"]} if images == "missing" else {**text, "images": images}
@@ -146,11 +146,9 @@ def test_max_length_cuts_text(build_processor, build_row):
         assert torch.equal(batch[name], full[name][:, :length])
 
 
-def test_max_length_that_would_cut_a_picture_is_an_error(build_processor, build_row):
+def test_max_length_that_would_cut_a_image_is_an_error(build_processor, build_row):
     collator = DataCollatorForJinaVLM(build_processor(), max_length=45)
-    with pytest.raises(
-        ValueError, match="Row 1 of the batch, which begins with 'Which picture is darker 7 0"
-    ) as error:
+    with pytest.raises(ValueError, match="Row 1 of the batch, which begins with 'Which image is darker 7 0") as error:
         collator([build_row(0, num_images=0), build_row(7, num_images=3)])
     assert "Truncation would cut the images" in str(error.value)
     assert "max_length" in str(error.value)
@@ -168,7 +166,7 @@ def test_length_can_be_a_multiple(build_processor, build_row):
         (lambda row: row["images"].clear(), "1 .* parts for 0 images"),
         (lambda row: row["images"].append(row["images"][0]), "1 .* parts for 2 images"),
         (lambda row: row["messages"].pop(), "no message of the assistant"),
-        (lambda row: row.update(images=[b"no picture"]), "cannot identify image file"),
+        (lambda row: row.update(images=[b"no image"]), "cannot identify image file"),
         (lambda row: row.update(images=["missing.png"]), "missing.png"),
         (lambda row: row["messages"][0]["content"].append({"type": "text", "text": "<im_patch>"}), "<im_patch>"),
     ],
@@ -178,7 +176,7 @@ def test_what_is_wrong_names_the_row(build_processor, build_row, change, problem
     change(rows[2])
     with pytest.raises(ValueError, match=problem) as error:
         DataCollatorForJinaVLM(build_processor())(rows)
-    assert str(error.value).startswith("Row 2 of the batch, which begins with 'Which picture is darker 2 0?")
+    assert str(error.value).startswith("Row 2 of the batch, which begins with 'Which image is darker 2 0?")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
 Training in two processes on the CPU, with accelerate's configurations in `examples/accelerate`: losses of one process,
-processes without pictures, whole checkpoints.
+processes without images, whole checkpoints.
 """
 
 import importlib.util
@@ -82,7 +82,7 @@ def folder(module_folder, build_model, build_processor, build_row):
     if not (module_folder / "rows.pt").exists():
         build_model().save_pretrained(module_folder / "model")
         build_processor().save_pretrained(module_folder / "model")
-        # In every step one of the processes, or neither, has no picture.
+        # In every step one of the processes, or neither, has no image.
         num_images = [1, 2, 0, 0, 0, 0, 1, 0, 0, 1, 2, 0]
         rows = {
             "mixed": [build_row(number, num_images=images) for number, images in enumerate(num_images)],
@@ -134,15 +134,15 @@ def test_two_processes_follow_the_losses_of_one(seen, folder, tmp_path, strategy
 
 
 @pytest.mark.parametrize(("strategy", "run"), EVERY_RUN)
-def test_loss_without_pictures_is_bitwise_that_without_the_vision_side(seen, run_folder, folder, strategy, run):
+def test_loss_without_images_is_bitwise_that_without_the_vision_side(seen, run_folder, folder, strategy, run):
     model = AutoModelForImageTextToText.from_pretrained(run_folder(strategy, run)).train()
     # Nothing of the vision side may be run here.
     model.model.vision_tower = model.model.connector = None
     rows = torch.load(folder / "rows.pt", weights_only=False)["by_process"][1]
     batch = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"))(rows)
-    with_pictures, without_pictures = seen(strategy, run)
-    assert without_pictures["own_loss"] == model(**batch).loss.item()
-    assert with_pictures["own_loss"] != without_pictures["own_loss"]
+    with_images, without_images = seen(strategy, run)
+    assert without_images["own_loss"] == model(**batch).loss.item()
+    assert with_images["own_loss"] != without_images["own_loss"]
 
 
 @pytest.mark.parametrize(("strategy", "run"), EVERY_RUN)
@@ -166,7 +166,7 @@ def test_saved_checkpoint_is_whole(run_folder, folder, strategy, run):
         if not torch.equal(parameter, before[name]):
             changed |= {part for part in ("vision_tower", "connector", "language_model", "lm_head") if part in name}
     assert not trained
-    # Nothing is learned about pictures where there are none.
+    # Nothing is learned about images where there are none.
     vision = {"vision_tower", "connector"} if RUNS[strategy][run][0] != "text" else set()
     assert changed == {"language_model", "lm_head"} | vision
 

@@ -25,7 +25,7 @@ def checkpoint(tmp_path, build_model, build_processor):
 
 @pytest.fixture
 def rows_folder(tmp_path, build_row):
-    """A folder with train.jsonl and test.jsonl, pictures beside them, and text.jsonl without pictures elsewhere."""
+    """A folder with train.jsonl and test.jsonl, images beside them, and text.jsonl without images elsewhere."""
     folder = tmp_path / "rows"
     (folder / "images").mkdir(parents=True)
     number = 0
@@ -114,7 +114,7 @@ def test_lora_on_bfloat16(checkpoint, rows_folder, tmp_path):
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_rows_without_pictures_are_mixed_in(checkpoint, rows_folder, tmp_path, streaming):
+def test_rows_without_images_are_mixed_in(checkpoint, rows_folder, tmp_path, streaming):
     arguments = finetune.DataArguments(dataset_name=str(rows_folder), streaming=streaming == "true")
     rows = finetune.load_rows(arguments, arguments.dataset_name, "train")
     text = finetune.load_rows(arguments, str(tmp_path / "text.jsonl"), "train")

@@ -25,7 +25,7 @@ MODULES = ("vision_tower", "connector", "language_model")
 
 @pytest.fixture
 def build_trainer(tmp_path, build_model, build_processor, build_row):
-    """A function (**training arguments) to a trainer of a new model on rows with and without pictures."""
+    """A function (**training arguments) to a trainer of a new model on rows with and without images."""
 
     def build(layout: str = "independent", model=None, rows=None, callbacks=None, **arguments) -> JinaVLMTrainer:
         processor = build_processor(layout)
@@ -149,7 +149,7 @@ def test_freezing_what_is_not_there_is_an_error(build_trainer):
         build_trainer(freeze=["vision_model"])
 
 
-def test_a_data_set_without_pictures_trains(build_trainer, build_row):
+def test_a_data_set_without_images_trains(build_trainer, build_row):
     trainer = build_trainer(rows=[build_row(number, num_images=0) for number in range(8)])
     before = weights(trainer.model)
     trainer.train()
