@@ -36,11 +36,7 @@ from jvlm.conversion_scripts.checkpoint_folder import (
 )
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release
-from jvlm.conversion_scripts.published_files import (
-    published_config,
-    published_image_processor,
-    published_processor,
-)
+from jvlm.published_format.published_schema import write_config, write_image_processor, write_processor
 
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "qwen3_tokenizer"
@@ -116,9 +112,9 @@ def make_published(folder: Path) -> tuple[Path, int]:
     processor = JinaVLMProcessor(image_processor, tokenizer, add_bos_token=True)
     processor.save_pretrained(checkpoint)
     for name, content in (
-        ("config.json", published_config(config)),
-        ("preprocessor_config.json", published_image_processor(image_processor, config)),
-        ("processor_config.json", published_processor(processor)),
+        ("config.json", write_config(config)),
+        ("preprocessor_config.json", write_image_processor(image_processor, config)),
+        ("processor_config.json", write_processor(processor)),
     ):
         (checkpoint / name).write_text(json.dumps(content))
     return checkpoint, sum(tensor.numel() for tensor in weights.values())

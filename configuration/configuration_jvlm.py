@@ -19,7 +19,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 from transformers.utils import auto_docstring
 
-from .published_checkpoint import is_published_config, translate_config
+from ..published_format.published_schema import is_published_config, read_config
 
 
 # SigLIP2 so400m/14 at 378 pixels.
@@ -157,10 +157,12 @@ class JinaVLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if is_published_config(self.text_config):
-            kwargs.pop("auto_map", None)  # what is saved again holds none of the code that it names
-            # The published schema is flat lists of settings below the sub-configs; its top level has few of its own.
-            for name, value in translate_config(self.vision_config, self.text_config, kwargs).items():
+            published = {"vision_config": self.vision_config, "text_config": self.text_config, **kwargs}
+            for name, value in read_config(published).items():
                 setattr(self, name, value)
+            # The token ids are in the text config now, and what is saved again holds none of the published code.
+            for name in ("auto_map", "bos_token_id", "eos_token_id", "pad_token_id"):
+                kwargs.pop(name, None)
         self.vision_config = self._sub_config("vision_config", VISION_DEFAULTS)
         self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
         # The connector pools; a pooling head on the tower would be weights without a use.

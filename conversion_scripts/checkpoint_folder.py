@@ -19,11 +19,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ..configuration.checkpoint_files import check_files, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from ..configuration.damaged_files import check_files, naming_damaged_files
-from ..configuration.published_checkpoint import is_published_config
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
+from ..published_format.published_schema import is_published_config
 
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -95,7 +95,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     shapes = {}
     for file, names in weight_files(folder).items():
-        with naming_damaged_files(file.parent), safe_open(file, framework="pt") as tensors:
+        with name_damaged_file(file.parent), safe_open(file, framework="pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         if names is not None and (absent := set(names) - set(found)):
             raise ValueError(f"{file} lacks weights that the index places in it: {listed(absent)}.")
@@ -119,10 +119,13 @@ def empty_model(config: JinaVLMConfig) -> JinaVLMForConditionalGeneration:
 
 
 def to_published_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A model's weights under their published names, an own output head included."""
-    # Whatever it was loaded from: otherwise only the conversions of that loading would be reverted.
+    """The weights of a model under their published names, without those that the published model does not use."""
+    # Reverts all conversions, not only those that were used when the model was loaded.
     model._weight_conversions = None
-    return revert_weight_conversion(model, model.state_dict())
+    weights = revert_weight_conversion(model, model.state_dict())
+    weights["lm_head.weight"] = weights["lm_head.weight"][: model.config.image_start_token_id]
+    biases = published_bias_shapes(model.config)
+    return {name: weight for name, weight in weights.items() if name not in biases}
 
 
 def unused_published_shapes(config: JinaVLMConfig, used: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

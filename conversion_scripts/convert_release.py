@@ -22,7 +22,12 @@ from safetensors.torch import save_file
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from ..configuration.published_checkpoint import NUM_ADDITIONAL_TOKENS
+from ..published_format.published_schema import (
+    NUM_ADDITIONAL_TOKENS,
+    write_config,
+    write_image_processor,
+    write_processor,
+)
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
@@ -41,7 +46,6 @@ from .checkpoint_folder import (
     unused_published_shapes,
 )
 from .model_card import write_model_card
-from .published_files import published_config, published_image_processor, published_processor
 
 
 LICENCE = "The weights are those of `jinaai/jina-vlm` or derived from them: CC BY-NC 4.0, no commercial use."
@@ -117,9 +121,9 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
     _check_image_tokens(config)
     processor = load_processor(checkpoint, config)
     files = {
-        "config.json": published_config(config),
-        "preprocessor_config.json": published_image_processor(processor.image_processor, config),
-        "processor_config.json": published_processor(processor),
+        "config.json": write_config(config),
+        "preprocessor_config.json": write_image_processor(processor.image_processor, config),
+        "processor_config.json": write_processor(processor),
     }
     model = load_model(checkpoint)
     target = getattr(torch, dtype) if dtype else model.dtype

@@ -24,8 +24,8 @@ from transformers.image_utils import load_image
 
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import JinaVLMProcessor
+from ..published_format.published_schema import WITHOUT_EFFECT
 from .checkpoint_folder import DTYPES, listed, load_model, load_processor, local_folder, run
-from .published_files import WITHOUT_EFFECT
 
 
 PROMPT = "What is in this image?"

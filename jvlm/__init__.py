@@ -2,7 +2,13 @@
 """JinaVLM for Transformers 5. Importing this package registers its classes with the Auto classes."""
 
 from .configuration.configuration_jvlm import JinaVLMConfig
-from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
+from .modeling.modeling_jvlm import (
+    ImagePlan,
+    JinaVLMForConditionalGeneration,
+    JinaVLMModel,
+    JinaVLMPreTrainedModel,
+    plan_images,
+)
 from .processing.drawing import draw_tiles
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
 from .processing.processing_jvlm import JinaVLMProcessor, add_image_tokens
@@ -15,6 +21,7 @@ register()
 
 __all__ = [
     "AutoModelForVision2Seq",
+    "ImagePlan",
     "JinaVLMConfig",
     "JinaVLMForConditionalGeneration",
     "JinaVLMImageProcessor",
@@ -23,4 +30,5 @@ __all__ = [
     "JinaVLMProcessor",
     "add_image_tokens",
     "draw_tiles",
+    "plan_images",
 ]

@@ -17,10 +17,10 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from .configuration.configuration_jvlm import JinaVLMConfig
-from .modeling.conversion_mapping import published_weights
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
 from .processing.processing_jvlm import JinaVLMProcessor
+from .published_format.published_weights import published_weights
 
 
 if hasattr(transformers, "AutoModelForVision2Seq"):

@@ -36,7 +36,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import auto_docstring
 
 from ..configuration.configuration_jvlm import default_pooled_grid
-from ..configuration.published_checkpoint import translate_image_processor
+from ..published_format.published_schema import read_image_processor
 from .resizing import as_float, empty, image_size, resize
 from .tiling import TileGeometry
 
@@ -137,7 +137,7 @@ class JinaVLMImageProcessor(PilBackend):
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
         """Builds the processor from a saved dict, ours or one of the published schema."""
-        return super().from_dict(translate_image_processor(image_processor_dict), **kwargs)
+        return super().from_dict(read_image_processor(image_processor_dict), **kwargs)
 
     def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
         """Loads paths, URLs and base64 strings, nested as given; see `transformers.image_utils.load_image`."""

@@ -19,7 +19,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import auto_docstring
 
-from ..configuration.damaged_files import naming_damaged_files
+from ..configuration.checkpoint_files import name_damaged_file
 
 
 IMAGE_PLACEHOLDER = "<|image|>"
@@ -132,7 +132,7 @@ class JinaVLMProcessor(ProcessorMixin):
         Raises:
             ValueError: if a file of the folder is damaged; the message names it.
         """
-        with naming_damaged_files(pretrained_model_name_or_path):
+        with name_damaged_file(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod

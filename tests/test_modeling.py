@@ -3,13 +3,13 @@
 
 import inspect
 
-import PIL.Image
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen3Model, SiglipVisionModel, StaticCache
 
-from jvlm import JinaVLMModel
+from jvlm import JinaVLMModel, plan_images
+from jvlm.modeling.modeling_jvlm import _trace_plan
 
 
 LAYOUTS = ["independent", "stitched"]
@@ -93,6 +93,7 @@ def test_features_are_block_outputs(build_model, build_config, build_inputs):
     positions = inputs["image_token_positions"]
     features = model.get_image_features(inputs["pixel_values"], positions).last_hidden_state
     expected = torch.cat([hidden_states[2 + 1], hidden_states[1 + 1]], dim=-1)
+    expected = expected[plan_images(positions).tile_indices]
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
 
 
@@ -108,31 +109,24 @@ def test_only_used_hidden_states_are_kept(build_model, build_inputs):
 
 @torch.no_grad
 @layouts
-def test_equal_neighbours_are_encoded_once(build_model, build_processor, make_image, layout):
-    """A thumbnail and an image's only tile have the same pixels, and white tiles of a large image have."""
-    model, processor = build_model(layout, attn_implementation="eager"), build_processor(layout)
-    white = PIL.Image.new("RGB", (136, 56), "white")
-    white.paste(make_image(10, 10), (120, 40))
-    small = [make_image(56, 56, 0), make_image(40, 50, 1)]
-    inputs = processor(images=[*small, white], text="<|image|><|image|><|image|>", return_tensors="pt")
+def test_the_tile_of_a_1x1_grid_is_encoded_once(build_model, build_processor, make_image, layout):
+    """It has the pixels of its thumbnail."""
+    model, processor = build_model(layout), build_processor(layout)
+    images = [make_image(56, 56, 0), make_image(60, 200, 2), make_image(40, 50, 1)]
+    inputs = processor(images=images, text="<|image|><|image|><|image|>", return_tensors="pt")
     pixel_values, positions = inputs["pixel_values"], inputs["image_token_positions"]
-    assert len(pixel_values) == 2 + 2 + 4
+    num_tiles = [2, len(pixel_values) - 4, 2]
+    assert torch.equal(pixel_values[0], pixel_values[1])
     encoded = []
     model.model.vision_tower.register_forward_pre_hook(lambda module, args: encoded.append(args[0]))
-    outputs = model.get_image_features(pixel_values, positions, output_hidden_states=True, output_attentions=True)
-    # The thumbnail of the last image differs from its tiles, of which the first two are all white.
-    distinct = [0, 2, 4, 5, 7]
+    outputs = model.get_image_features(pixel_values, positions)
+    distinct = [0, *range(2, 2 + num_tiles[1]), len(pixel_values) - 2]
     assert torch.equal(encoded[0], pixel_values[distinct])
-    index = torch.tensor([0, 0, 1, 1, 2, 3, 3, 4])
-    tower = model.model.vision_tower(pixel_values[distinct], output_hidden_states=True, output_attentions=True)
-    for states, distinct_states in zip(outputs.hidden_states, tower.hidden_states, strict=True):
-        assert torch.equal(states, distinct_states[index])
-    for states, distinct_states in zip(outputs.attentions, tower.attentions, strict=True):
-        assert torch.equal(states, distinct_states[index])
-    # All tiles at once differ in the last bits only: matrix products add up in an order that depends on their size.
-    everything = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
-    expected = torch.cat([everything[3], everything[2]], dim=-1)
-    torch.testing.assert_close(outputs.last_hidden_state, expected, rtol=0, atol=1e-5)
+    assert len(outputs.last_hidden_state) == len(distinct)
+    # The plan of a traced forward encodes every tile. Matrix products of another size differ in the last bits.
+    everything = model.get_image_features(pixel_values, image_plan=_trace_plan(positions)).pooler_output
+    features = torch.cat(outputs.pooler_output)
+    torch.testing.assert_close(features, everything[: len(features)], rtol=0, atol=1e-5)
 
 
 # Features and their places
@@ -154,11 +148,11 @@ def test_one_tuple_entry_per_image(build_model, build_processor, make_image, lay
         expected = model.get_image_features(alone["pixel_values"], alone["image_token_positions"]).pooler_output
         assert len(expected) == 1
         torch.testing.assert_close(entry, expected[0], rtol=0, atol=1e-4)
-    # The base model is asked in the same way, and the vectors stand in the sequence as they are.
+    # The base model has the same method. `forward` adds the embedding of the image token itself.
     base = model.model.get_image_features(*tiles).pooler_output
-    image_hidden_states = model(**inputs).image_hidden_states
+    image_token = model.get_input_embeddings().weight[model.config.image_token_id]
     assert torch.equal(torch.cat(base), torch.cat(features))
-    assert torch.equal(image_hidden_states, torch.cat(features))
+    assert torch.equal(model(**inputs).image_hidden_states + image_token, torch.cat(features))
 
 
 def pooled_by_hand(model, features: torch.Tensor, is_last_tile: bool) -> torch.Tensor:
@@ -230,15 +224,14 @@ def test_last_tile_embedding_is_on_the_last_tile_alone(build_model, build_inputs
 
 @torch.no_grad
 @layouts
-def test_black_tiles_say_nothing(build_model, layout):
+def test_features_of_black_tiles_are_zero(build_model, layout):
     model = build_model(layout)
     cells = model.config.pooled_grid[0] * model.config.pooled_grid[1]
-    positions = torch.arange(2 * cells).view(2, cells)
-    pixel_values = torch.full((2, 3, 56, 56), -1.0)
+    positions = torch.arange(3 * cells).view(3, cells)
+    pixel_values = torch.full((3, 3, 56, 56), -1.0)
     pixel_values[1, 0, 5, 5] = -0.99  # one pixel that is almost black
     features = model.get_image_features(pixel_values, positions).last_hidden_state
-    assert not features[0].any()
-    assert features[1].any()
+    assert [bool(tile.any()) for tile in features] == [False, True, False]
 
 
 @torch.no_grad
@@ -642,8 +635,7 @@ def test_hidden_states_and_attentions_of_the_vision_tower(build_model, build_inp
     assert expected.attentions is None
     wanted = {"output_hidden_states": True, "output_attentions": True}
     if by_config:
-        for name, value in wanted.items():
-            setattr(model.config.vision_config, name, value)
+        model = build_model(attn_implementation="eager", vision_config=wanted)
     outputs = model.get_image_features(**tiles, **({} if by_config else wanted))
     # The tower ends at block 2; before its outputs come the embeddings.
     assert len(outputs.hidden_states) == 4
@@ -653,16 +645,16 @@ def test_hidden_states_and_attentions_of_the_vision_tower(build_model, build_inp
         assert torch.equal(features, others)
 
 
-@pytest.mark.parametrize("from_nothing", [False, True], ids=["built", "loaded"])
-def test_initial_weights(build_config, from_nothing):
-    """Of a new model, and of weights that a checkpoint lacks: the connector's follow from its widths."""
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["built", "loaded"])
+def test_initial_weights_of_the_connector(build_config, is_loaded):
+    """LeCun initialisation, of a new model and of weights that a checkpoint lacks."""
     config = build_config(
         vision_config={"hidden_size": 128},
         connector_head_dim=64,
         connector_intermediate_size=192,
         text_config={"hidden_size": 128},
     )
-    if from_nothing:
+    if is_loaded:
         model, _ = JinaVLMModel.from_pretrained(None, config=config, state_dict={}, output_loading_info=True)
     else:
         model = JinaVLMModel(config)
@@ -670,9 +662,14 @@ def test_initial_weights(build_config, from_nothing):
     assert len(linear) == 7
     for layer in linear:
         assert layer.weight.std().item() == pytest.approx(layer.in_features**-0.5, rel=0.1)
-    attention = model.vision_tower.encoder.layers[0].self_attn
+
+
+def test_initial_weights_of_the_other_parts(build_model):
+    model = build_model(vision_config={"hidden_size": 128}, text_config={"hidden_size": 128})
+    attention = model.model.vision_tower.encoder.layers[0].self_attn
     assert attention.q_proj.weight.std().item() == pytest.approx((2 / (128 + 128)) ** 0.5, rel=0.1)  # as SigLIP's own
     assert attention.q_proj.weight.abs().max() <= (6 / (128 + 128)) ** 0.5
+    assert model.lm_head.weight.std().item() == pytest.approx(model.config.initializer_range, rel=0.1)
 
 
 def test_tensor_parallel_plan(build_model):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
-from jvlm import JinaVLMForConditionalGeneration
+from jvlm import ImagePlan, JinaVLMForConditionalGeneration
 
 
 RELEASE = Path(__file__).parent / "fixtures" / "release_tiny"
@@ -144,9 +144,11 @@ def test_features(name, prepared, golden, exact_model):
     inputs = prepared(name)
     positions = inputs["image_token_positions"]
     model = exact_model.model
-    encoded = model.get_image_features(inputs["pixel_values"].double(), positions).last_hidden_state
-    # All cells, those that no token shows included.
-    features = model.connector(encoded, (positions[:, 0] == 0).roll(-1), torch.arange(positions.numel()))
+    # The golden features hold all cells, also those that are dropped: pool every cell of every tile.
+    is_last_tile = (positions[:, 0] == 0).roll(-1).repeat_interleave(positions.shape[1])
+    plan = ImagePlan(torch.arange(len(positions)), torch.arange(positions.numel()), is_last_tile)
+    features = model.get_image_features(inputs["pixel_values"].double(), image_plan=plan).pooler_output
+    features = features - model.get_input_embeddings().weight[model.config.image_token_id]
     shape = [*CASES[name]["shapes"]["image_input_idx"], 64]
     features = features.view(len(positions), 196, 64)
     index = golden[f"{name}.features_index"].long()

@@ -64,7 +64,7 @@ def check_folder(folder: str | Path, needs_config: bool) -> None:
 
 
 @contextmanager
-def naming_damaged_files(folder: str | Path) -> Iterator[None]:
+def name_damaged_file(folder: str | Path) -> Iterator[None]:
     """What fails in this context because a file of the folder is damaged fails with a `ValueError` that names it."""
     try:
         yield
@@ -76,4 +76,4 @@ def naming_damaged_files(folder: str | Path) -> Iterator[None]:
         raise
 
 
-__all__ = ["check_files", "check_folder", "naming_damaged_files"]
+__all__ = ["check_files", "check_folder", "name_damaged_file"]

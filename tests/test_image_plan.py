@@ -1,0 +1,102 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The plan from pooled cells to image tokens: index tensors that are worked out once, and what it refuses."""
+
+import pytest
+import torch
+
+from jvlm import plan_images
+from jvlm.modeling.modeling_jvlm import _trace_plan
+
+
+# Two images of 3 cells a tile: one with a second tile that keeps one cell, one of a 1×1 grid.
+POSITIONS = [[0, 1, 2], [-1, 4, 3], [-1, -1, 5], [0, 1, 2], [3, 4, 5]]
+
+
+def test_plan():
+    plan = plan_images(torch.tensor(POSITIONS))
+    assert plan.tile_indices.tolist() == [0, 1, 2, 3]  # the tile of the 1×1 grid is its thumbnail
+    assert plan.cell_indices.tolist() == [0, 1, 2, 5, 4, 8, *[9, 10, 11] * 2]
+    assert plan.is_last_tile.tolist() == [False] * 5 + [True] + [False] * 3 + [True] * 3
+    assert plan.num_tiles == (3, 2)
+    assert plan.num_tokens == (6, 6)
+
+
+def test_traced_plan_has_the_same_tokens():
+    positions = torch.tensor(POSITIONS)
+    plan, traced = plan_images(positions), _trace_plan(positions)
+    num_tokens = sum(plan.num_tokens)
+    assert traced.tile_indices.tolist() == list(range(5))
+    assert traced.cell_indices[: num_tokens - 3].tolist() == plan.cell_indices[:-3].tolist()
+    assert traced.cell_indices[num_tokens - 3 :].tolist() == [12, 13, 14, 3, 6, 7]
+    assert torch.equal(traced.is_last_tile[:num_tokens], plan.is_last_tile)
+
+
+def test_tiles_without_an_image():
+    """A batch without images can have a tile none of whose cells is a token: the vision side runs for nothing."""
+    plan = plan_images(torch.full((1, 4), -1))
+    assert plan.tile_indices.tolist() == [0]
+    assert len(plan.cell_indices) == len(plan.is_last_tile) == 0
+    assert plan.num_tiles == plan.num_tokens == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8])
+def test_integer_dtypes(dtype):
+    positions = torch.arange(6, dtype=dtype).view(2, 3)
+    assert plan_images(positions).cell_indices.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+WRONG = {
+    "duplicate": ((0, 1), 2),
+    "duplicate in the next tile": ((0, 2), 3),
+    "duplicate in another image": ((4, 2), 2),
+    "gap": ((2, 2), 6),
+    "no thumbnail": ((0, 0), 1),
+    "thumbnail without its first cell": ((3, 0), 7),
+    "out of range": ((4, 2), 100),
+    "far out of range": ((1, 1), 2**40),
+}
+
+
+@pytest.mark.parametrize(("index", "value"), WRONG.values(), ids=WRONG)
+def test_positions_that_are_no_permutation(index, value):
+    positions = torch.tensor(POSITIONS)
+    positions[index] = value
+    with pytest.raises(ValueError, match="each of its token indices 0, 1, 2, … once"):
+        plan_images(positions)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [torch.tensor(POSITIONS).float(), torch.tensor(POSITIONS) == 0, torch.arange(6), torch.zeros(2, 3, 4, dtype=int)],
+    ids=["floats", "booleans", "one axis", "three axes"],
+)
+def test_tensors_that_are_no_positions(positions):
+    with pytest.raises(ValueError, match=r"must hold integers of shape \(tiles, pooled cells\), got torch"):
+        plan_images(positions)
+
+
+@pytest.mark.parametrize(("model_layout", "other"), [("independent", "stitched"), ("stitched", "independent")])
+@pytest.mark.parametrize("grid_size", [(56, 56), (100, 150)], ids=["1×1 grid", "several tiles"])
+@torch.no_grad()
+def test_layouts_that_disagree(build_model, build_processor, make_image, model_layout, other, grid_size):
+    """With 8×8 patches both layouts have 4×4 cells a tile; a 1×1 grid has the same positions in both."""
+    geometry = {"size": {"height": 64, "width": 64}, "overlap_margins": [1, 1]}
+    model = build_model(model_layout, vision_config={"image_size": 64})
+    assert model.config.pooled_grid == [4, 4]
+    inputs = build_processor(other, **geometry)(
+        text="<|image|> Who?", images=make_image(*grid_size), return_tensors="pt"
+    )
+    with pytest.raises(ValueError, match=f'<im_start> markers for 1 images.*layout "{model_layout}"'):
+        model(**inputs)
+    with pytest.raises(ValueError, match=f'<im_start> markers for 1 images.*layout "{model_layout}"'):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+@torch.no_grad()
+def test_a_plan_of_another_prompt(build_model, build_processor, make_image):
+    model, processor = build_model(), build_processor()
+    inputs = processor(text="<|image|> Who?", images=make_image(90, 130), return_tensors="pt")
+    other = processor(text="<|image|> Who?", images=make_image(40, 40), return_tensors="pt")
+    plan = plan_images(other["image_token_positions"])
+    with pytest.raises(ValueError, match="`image_plan` is not of this prompt"):
+        model(**inputs, image_plan=plan)
