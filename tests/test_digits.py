@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipVisio
 from examples.digits import train
 from examples.digits.evaluate import MODEL
 from examples.digits.pages import (
+    BACKGROUND,
     COUNT,
     DESCRIBE,
     GRIDS,
     LARGEST,
     MAX_DIGITS,
     NUM_HELD_OUT,
-    PAPER,
     PATCH_SIZE,
     QUESTIONS,
     READ,
@@ -172,9 +172,9 @@ def test_patches_are_labelled_with_what_covers_their_centre():
     inked = []
     for tile in map(tiles.__getitem__, range(8)):
         centres = tile["pixel_values"][0, PATCH_SIZE // 2 :: PATCH_SIZE, PATCH_SIZE // 2 :: PATCH_SIZE]
-        is_digit = (tile["labels"] != PAPER).reshape(centres.shape)
+        is_digit = (tile["labels"] != BACKGROUND).reshape(centres.shape)
         assert (centres[~is_digit] == 1).all()
-        assert set(tile["labels"]) <= {3, 5, 7, PAPER}
+        assert set(tile["labels"]) <= {3, 5, 7, BACKGROUND}
         inked += (centres[is_digit] < 0).tolist()
     # Samples that are turned leave the corners of their squares white.
     assert len(inked) > 50

@@ -27,7 +27,7 @@ def short(monkeypatch):
 def test_report(short, capsys):
     assert soak.main(short) == 0
     printed = capsys.readouterr().out
-    assert "3 repeated conversations were answered as before" in printed
+    assert "all answers of the 3 repeated conversations were the same" in printed
     assert "resident memory" in printed
     assert "MB/hour" in printed
 
@@ -40,7 +40,7 @@ def test_answers_that_change(short, monkeypatch, capsys):
 
     monkeypatch.setattr(soak, "pipeline", build)
     assert soak.main(short) == 1
-    assert "answered differently when repeated: conversations [0, 1, 2]" in capsys.readouterr().out
+    assert "answers that changed when repeated: conversations [0, 1, 2]" in capsys.readouterr().out
 
 
 def test_conversations_are_the_same_every_time():

@@ -165,7 +165,7 @@ def test_length_can_be_a_multiple(build_processor, build_row):
     [
         (lambda row: row["images"].clear(), "1 .* parts for 0 images"),
         (lambda row: row["images"].append(row["images"][0]), "1 .* parts for 2 images"),
-        (lambda row: row["messages"].pop(), "no message of the assistant"),
+        (lambda row: row["messages"].pop(), "no assistant message"),
         (lambda row: row.update(images=[b"no image"]), "cannot identify image file"),
         (lambda row: row.update(images=["missing.png"]), "missing.png"),
         (lambda row: row["messages"][0]["content"].append({"type": "text", "text": "<im_patch>"}), "<im_patch>"),

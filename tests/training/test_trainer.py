@@ -303,7 +303,7 @@ def test_the_papers_stages(tmp_path, stage):
     ("arguments", "problem"),
     [
         ({"stage": "pretraining"}, "'pretraining'.*'alignment', 'instruction'"),
-        ({"global_batch_size": 10, "per_device_train_batch_size": 4}, "10, no multiple of the 4 rows"),
+        ({"global_batch_size": 10, "per_device_train_batch_size": 4}, "10, but must be a multiple of 4:"),
     ],
 )
 def test_impossible_arguments(tmp_path, arguments, problem):
