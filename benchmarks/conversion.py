@@ -213,7 +213,7 @@ def convert(folder: Path) -> None:
     print(f"published layout: {num_values:,} parameters, float32, {len(list(checkpoint.glob('*.safetensors')))} files")
     copy_speed = measure_copy(checkpoint, folder / "copy")
     forget_pages(checkpoint)
-    output = folder / "ours"
+    output = folder / "converted"
     seconds, peak = measure(convert_release, checkpoint, output, dtype="bfloat16")
     report("convert_release --dtype bfloat16", size(checkpoint), size(output), seconds, peak, copy_speed)
     forget_pages(output)

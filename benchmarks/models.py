@@ -142,11 +142,11 @@ class Bench:
     @cached_property
     def tower(self) -> SiglipVisionModel:
         """A `SiglipVisionModel` with the blocks and weights of `model`, plus a final norm."""
-        ours = self.model.model.vision_tower
+        used = self.model.model.vision_tower
         with torch.device("meta"):
-            tower = SiglipVisionModel._from_config(ours.config)
-        tower.post_layernorm = torch.nn.LayerNorm(ours.config.hidden_size, dtype=self.dtype, device=self.device)
-        tower.embeddings, tower.encoder = ours.embeddings, ours.encoder
+            tower = SiglipVisionModel._from_config(used.config)
+        tower.post_layernorm = torch.nn.LayerNorm(used.config.hidden_size, dtype=self.dtype, device=self.device)
+        tower.embeddings, tower.encoder = used.embeddings, used.encoder
         return tower.eval()
 
     @cached_property

@@ -99,8 +99,8 @@ def _resized(image: PIL.Image.Image, scale: float) -> PIL.Image.Image:
     return image.resize(size, PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.LANCZOS)
 
 
-def _colour(index: int, count: int) -> tuple[int, int, int]:
-    """A saturated colour for one of `count` tiles, with a hue far from those of the previous and the next tile."""
+def _color(index: int, count: int) -> tuple[int, int, int]:
+    """A saturated color for one of `count` tiles, with a hue far from those of the previous and the next tile."""
     hue = (0.58 + index * 0.382) % 1.0 if count > 1 else 0.58
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.42, 0.85))
 
@@ -116,12 +116,12 @@ def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: flo
     draw = ImageDraw.Draw(canvas)
     font = _font(max(11, min(18, round(size * scale / 9))))
     for index, (top, left) in enumerate(windows.tolist()):
-        colour = _colour(index, len(windows))
+        color = _color(index, len(windows))
         box = [round(side * scale) for side in (left, top, left + size, top + size)]
-        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour, width=3)
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=color, width=3)
         label = str(index + 1)
         right, bottom = draw.textbbox((box[0] + 8, box[1] + 5), label, font=font)[2:]
-        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=colour)
+        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=color)
         draw.text((box[0] + 8, box[1] + 5), label, font=font, fill=_WHITE)
     return canvas
 
@@ -152,15 +152,15 @@ def _font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
 
 
 def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, path: str | None) -> PIL.Image.Image:
-    """Draws pieces of text, each with its size and colour, below each other on a white image of this width."""
+    """Draws pieces of text, each with its size and color, below each other on a white image of this width."""
     lines = []
-    for text, size, colour in parts:
+    for text, size, color in parts:
         font = _font(size, path)
-        lines += [(line, font, size, colour) for line in _wrap(text, font, width)]
+        lines += [(line, font, size, color) for line in _wrap(text, font, width)]
     block = PIL.Image.new("RGB", (width, sum(round(size * 1.35) for _, _, size, _ in lines) + 4), _WHITE)
     draw, top = ImageDraw.Draw(block), 0
-    for line, font, size, colour in lines:
-        draw.text((0, top), line, font=font, fill=colour)
+    for line, font, size, color in lines:
+        draw.text((0, top), line, font=font, fill=color)
         top += round(size * 1.35)
     return block
 

@@ -43,17 +43,17 @@ def test_outlines_are_at_the_windows(scale):
     windows = np.array([[0, 0], [0, 200], [200, 0], [200, 200]])
     outlined = np.asarray(drawing._outline(canvas, windows, 300, scale))
     assert outlined.shape == (500 * scale, 500 * scale, 3)
-    colours = [drawing._colour(index, len(windows)) for index in range(len(windows))]
-    assert len(set(colours)) == len(windows)
-    for colour, (top, left) in zip(colours, windows, strict=True):
-        y, x = (int((400 if edge else 150) * scale) for edge in (top, left))  # in this tile alone
+    colors = [drawing._color(index, len(windows)) for index in range(len(windows))]
+    assert len(set(colors)) == len(windows)
+    for color, (top, left) in zip(colors, windows, strict=True):
+        y, x = (int((400 if edge else 150) * scale) for edge in (top, left))  # covered by this tile only
         first, last = (
             (int(edge * scale) for edge in (top, left)),
             (int((edge + 300) * scale) - 1 for edge in (top, left)),
         )
         (upper, leftmost), (lower, rightmost) = first, last
         for point in ((y, leftmost), (y, rightmost), (upper, x), (lower, x)):
-            assert tuple(outlined[point]) == colour
+            assert tuple(outlined[point]) == color
         assert tuple(outlined[y, x]) == (40, 40, 40)
 
 
@@ -62,8 +62,8 @@ def test_only_overlaps_are_shaded():
     canvas = PIL.Image.new("RGB", (500, 500), background)
     windows = np.array([[0, 0], [0, 200], [200, 0], [200, 200]])
     outlined = np.asarray(drawing._outline(canvas, windows, 300, 1.0))
-    alone, by_two, by_four = outlined[100, 150], outlined[100, 250], outlined[250, 250]
-    assert tuple(alone) == background
+    by_one, by_two, by_four = outlined[100, 150], outlined[100, 250], outlined[250, 250]
+    assert tuple(by_one) == background
     assert tuple(outlined[450, 450]) == background
     distance = [np.abs(pixel.astype(int) - background).sum() for pixel in (by_two, by_four)]
     assert 0 < distance[0] < distance[1]

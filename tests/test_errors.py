@@ -120,12 +120,12 @@ def test_no_inputs(processor):
 def test_truncation_of_image_tokens(build_processor, make_image, layout, side):
     processor = build_processor(layout)
     processor.tokenizer.truncation_side = side
-    prompts = ["text alone", "before <|image|> after"]
+    prompts = ["only text", "before <|image|> after"]
     kwargs = {"text": prompts, "images": [[], [make_image(90, 130)]]}
-    whole = processor(**kwargs)["input_ids"][1]
-    is_image = np.isin(whole, processor.image_token_ids)
-    first, last = is_image.argmax(), len(whole) - 1 - is_image[::-1].argmax()
-    fits = last + 1 if side == "right" else len(whole) - first
+    full = processor(**kwargs)["input_ids"][1]
+    is_image = np.isin(full, processor.image_token_ids)
+    first, last = is_image.argmax(), len(full) - 1 - is_image[::-1].argmax()
+    fits = last + 1 if side == "right" else len(full) - first
     inputs = processor(**kwargs, truncation=True, max_length=int(fits))
     assert np.isin(inputs["input_ids"][1], processor.image_token_ids).sum() == is_image.sum()
     for max_length in (fits - 1, fits - 10, 3):
@@ -147,14 +147,16 @@ def test_truncation_of_image_tokens(build_processor, make_image, layout, side):
 # Processor and model
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("independent", "stitched"), ("stitched", "independent")])
-def test_layouts_of_model_and_processor_differ(build_inputs, build_model, make_image, ours, theirs):
-    inputs = build_inputs(theirs, "<|image|>", make_image(90, 130))
-    model = build_model(ours)
+@pytest.mark.parametrize(("model_layout", "processor_layout"), [LAYOUTS, LAYOUTS[::-1]])
+def test_layouts_of_model_and_processor_differ(build_inputs, build_model, make_image, model_layout, processor_layout):
+    inputs = build_inputs(processor_layout, "<|image|>", make_image(90, 130))
+    model = build_model(model_layout)
     for call in (model, model.model, model.generate):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
             call(**inputs)
-        assert_message(error, "layout", f'"{ours}"', "`config.pooled_grid`", "Load both from the same checkpoint")
+        assert_message(
+            error, "layout", f'"{model_layout}"', "`config.pooled_grid`", "Load both from the same checkpoint"
+        )
 
 
 def test_numbers_of_image_tokens_and_features_differ(build_inputs, build_model, make_image):
@@ -327,12 +329,17 @@ def test_aspect_ratio_limit(processor, do_resize):
         ({"size": {"height": 56, "width": 64}}, ["`size`", "56", "64"]),
         ({"size": {"height": 60, "width": 60}}, ["`size` (60)", "`patch_size` (8)"]),
         ({"patch_size": 9}, ["`size` (56)", "`patch_size` (9)"]),
+        ({"patch_size": 0}, ["`patch_size`", "0"]),
         ({"layout": "mosaic"}, ["`layout`", "'mosaic'"]),
         ({"overlap_margins": [4, 4]}, ["`overlap_margins`", "[4, 4]"]),
+        ({"overlap_margins": [4, 3]}, ["`overlap_margins` is [4, 3]", "7 patches"]),
+        ({"overlap_margins": [-1, 1]}, ["`overlap_margins` is [-1, 1]"]),
         ({"overlap_margins": [1]}, ["`overlap_margins`", "[1]"]),
+        ({"pooling_size": 0}, ["`pooling_size`", "0"]),
         ({"pooling_size": -1}, ["`pooling_size`", "-1"]),
         ({"pooling_size": 8}, ["`pooled_grid`", "[0, 1]", "`pooling_size` is 8", "7 patches"]),
         ({"pooled_grid": [3, 0]}, ["`pooled_grid`", "[3, 0]"]),
+        ({"pooled_grid": [3, 4, 1]}, ["`pooled_grid`", "[3, 4, 1]"]),
         ({"max_crops": 0}, ["`max_crops`", "0"]),
         ({"resample": PIL.Image.Resampling.LANCZOS}, ["`resample`", "BILINEAR"]),
         ({"layout": "stitched", "pooled_grid": [3, 4]}, ["`pooled_grid`", "[3, 4]"]),
@@ -439,7 +446,7 @@ def test_missing_published_head(published):
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "converted_name"),
     [
         ("model.vision_model.cls_token", "vision_model.cls_token"),
         ("model.vision_model.layers.3.attn.lscale", "vision_tower.encoder.layers.3.attn.lscale"),
@@ -449,11 +456,11 @@ def test_missing_published_head(published):
         ("model.something.weight", "something.weight"),
     ],
 )
-def test_surplus_published_weights(published, name, ours):
+def test_surplus_published_weights(published, name, converted_name):
     change_weights(published, lambda weights: weights.update({name: torch.zeros(32)}))
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         AutoModelForImageTextToText.from_pretrained(published)
-    assert_message(error, str(published), "holds unknown weights", ours)
+    assert_message(error, str(published), "holds unknown weights", converted_name)
 
 
 VECTORS = ("vision_model.layers.3.attn.q_b", "language_model.ln_f.weight")
@@ -505,12 +512,12 @@ def test_damaged_weights(build_model, tmp_path, damage):
             weights[name] = weights[name][:, :-1].clone()
 
     change_weights(tmp_path, change)
-    words = {
+    message = {
         "missing": r"lacks weights: model\.connector\.pooling\.q_proj\.weight",
         "surplus": r"holds unknown weights: model\.connector\.pooling\.q_norm\.weight",
         "misshapen": r"model\.connector\.pooling\.q_proj\.weight.*\[16, 31\].*\[16, 32\]",
     }[damage]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
     if damage != "misshapen":
         # `output_loading_info` returns the differences instead.

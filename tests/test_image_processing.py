@@ -147,7 +147,7 @@ def test_input_data_format(image_processor):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_without_rescaling(image_processor, dtype):
-    # Black and white are exact in every dtype. `resize_in_float32` makes the resize of the 8-bit image unrounded too.
+    # Black and white are exact in every dtype. `resize_in_float32` also avoids rounding of the 8-bit image.
     array = np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)
     expected = process(image_processor, array * 255, resize_in_float32=True)
     outputs = process(image_processor, array.astype(dtype), do_rescale=False)

@@ -2,7 +2,6 @@
 """The processor: prompts, images and conversations to model inputs, with byte-level BPE and SentencePiece."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
 import numpy as np
@@ -124,10 +123,10 @@ def test_batch_of_rows_with_and_without_images(build_processor, make_image, nest
     rows = [images[:2], [], images[2:]]
     batch = processor(images=rows if nested else images, text=prompts, padding=True, return_tensors="pt")
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        alone = processor(images=row or None, text=prompt, return_tensors="pt")
-        length = alone["input_ids"].shape[1]
+        single = processor(images=row or None, text=prompt, return_tensors="pt")
+        length = single["input_ids"].shape[1]
         assert batch["attention_mask"][index].sum() == length
-        assert torch.equal(batch["input_ids"][index, -length:], alone["input_ids"][0])
+        assert torch.equal(batch["input_ids"][index, -length:], single["input_ids"][0])
     pixels = [processor.image_processor(image)["pixel_values"] for image in images]
     assert torch.equal(batch["pixel_values"], torch.cat(pixels))
 
@@ -166,9 +165,9 @@ def test_truncation_of_text(build_processor, make_image):
     kwargs = {"truncation": True, "max_length": length, "return_tensors": "pt"}
     inputs = processor(images=make_image(40, 40), text="<|image|> a longer text than that", **kwargs)
     assert inputs["input_ids"].shape == (1, length)
-    whole = processor(images=make_image(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
-    assert whole["input_ids"].shape[1] > length
-    assert torch.equal(inputs["input_ids"], whole["input_ids"][:, :length])
+    full = processor(images=make_image(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
+    assert full["input_ids"].shape[1] > length
+    assert torch.equal(inputs["input_ids"], full["input_ids"][:, :length])
 
 
 def test_image_processor_arguments_of_a_call(build_processor, make_image):
@@ -316,9 +315,9 @@ def test_batch_of_chats_equals_single_chats(build_processor, make_image, user, a
     batch = chat_inputs(processor, chats, processor_kwargs={"padding": True})
     assert len(batch["input_ids"]) == 3
     for index, chat in enumerate(chats):
-        alone = chat_inputs(processor, chat)["input_ids"][0]
-        assert torch.equal(batch["input_ids"][index, -len(alone) :], alone)
-        assert batch["attention_mask"][index].sum() == len(alone)
+        single = chat_inputs(processor, chat)["input_ids"][0]
+        assert torch.equal(batch["input_ids"][index, -len(single) :], single)
+        assert batch["attention_mask"][index].sum() == len(single)
 
 
 def masked_texts(processor, input_ids, mask) -> list[str]:
@@ -392,7 +391,7 @@ def test_assistant_mask_with_the_published_tokenizer(released_processor, make_im
     assert answers == [" a red circle<|endoftext|>"]
 
 
-# SentencePiece, saving, threads
+# SentencePiece, saving
 
 
 @pytest.fixture(scope="session")
@@ -466,8 +465,8 @@ def test_sentencepiece_tokenizers(
     kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     outputs = processor.apply_chat_template(chat, return_assistant_tokens_mask=is_fast, **kwargs)
     assert outputs["pixel_values"].shape == (7, 3, 56, 56)
-    whole = text_of(processor, outputs["input_ids"][0])
-    assert whole.split("<|image|>")[1].split() == [*QUESTION.split(), "Assistant:", "Her", "name", "is", "Ada.</s>"]
+    full = text_of(processor, outputs["input_ids"][0])
+    assert full.split("<|image|>")[1].split() == [*QUESTION.split(), "Assistant:", "Her", "name", "is", "Ada.</s>"]
     if is_fast:  # slow tokenizers have no character offsets
         mask = torch.as_tensor(outputs["assistant_masks"])[0]
         answer = processor.decode(outputs["input_ids"][0][mask.bool()])
@@ -510,23 +509,3 @@ def test_published_processor_can_be_saved_and_loaded(released_processor, release
     before, after = released_processor(**kwargs), loaded(**kwargs)
     for name in before:
         assert torch.equal(before[name], after[name]), name
-
-
-def test_processor_is_thread_safe(build_processor, make_image):
-    processor = build_processor("stitched")
-    calls = [
-        {
-            "images": make_image(30 + 17 * index, 200 - 9 * index, index),
-            "text": f"{index} <|image|>?",
-            "max_crops": 1 + index % 6,
-            "do_resize": bool(index % 2),
-            "return_tensors": "pt",
-        }
-        for index in range(16)
-    ]
-    expected = [processor(**call) for call in calls]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda call: processor(**call), calls * 3))
-    for result, wanted in zip(results, expected * 3, strict=True):
-        for name in wanted:
-            assert torch.equal(result[name], wanted[name]), name

@@ -122,36 +122,3 @@ def test_positions_are_cached_and_read_only():
     assert positions is RELEASE.token_positions((2, 3))
     with pytest.raises(ValueError, match="read-only"):
         positions[0, 0] = 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "mosaic"}, "`layout`.*'mosaic'"),
-        ({"tile_size": 380}, r"`size` \(380\).*`patch_size` \(14\)"),
-        ({"patch_size": 0}, r"`patch_size` \(0\)"),
-        ({"pooling_size": 0}, "`pooling_size`.*0"),
-        ({"overlap_margins": (-1, 4)}, r"`overlap_margins` is \[-1, 4\]"),
-        ({"overlap_margins": (14, 13)}, r"`overlap_margins` is \[14, 13\].*27 patches"),
-        ({"overlap_margins": (4,)}, r"`overlap_margins` is \[4\]"),
-        ({"pooled_grid": (0, 14)}, r"`pooled_grid`.*\[0, 14\]"),
-        ({"pooled_grid": (13, 14, 1)}, r"`pooled_grid`.*\[13, 14, 1\]"),
-        ({"pooled_grid": (13, 14), "layout": "stitched"}, r"`pooled_grid` is \[13, 14\].*\[14, 14\]"),
-    ],
-)
-def test_inconsistent_arguments_are_an_error(changes, message):
-    arguments = {
-        "tile_size": 378,
-        "patch_size": 14,
-        "overlap_margins": (4, 4),
-        "pooling_size": 2,
-        "pooled_grid": (14, 14),
-        "layout": "independent",
-    }
-    with pytest.raises(ValueError, match=message):
-        TileGeometry(**{**arguments, **changes})
-
-
-def test_max_crops_below_one_is_an_error():
-    with pytest.raises(ValueError, match=r"`max_crops`.*0"):
-        FIGURE.select_grid(100, 100, 0)

@@ -48,12 +48,12 @@ def no_pickles(monkeypatch):
     """Fails the test if a pickle is opened, even if the error is caught."""
     opened = []
 
-    def refuse(*args, **kwargs):
+    def fail_on_open(*args, **kwargs):
         opened.append(args)
         raise AssertionError("a pickle was opened")
 
     for module, name in ((torch, "load"), (pickle, "load"), (pickle, "Unpickler")):
-        monkeypatch.setattr(module, name, refuse)
+        monkeypatch.setattr(module, name, fail_on_open)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

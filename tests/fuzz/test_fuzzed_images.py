@@ -272,7 +272,7 @@ def test_files(processor, tmp_path_factory, data):
 @effort(short=6, long=150)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_one_processor_in_eight_threads(processor, data):
+def test_processor_is_thread_safe(processor, data):
     small = st.integers(5, 150)  # larger than any number of channels
     calls = []
     for _ in range(data.draw(st.integers(8, 16))):

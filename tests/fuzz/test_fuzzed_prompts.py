@@ -176,13 +176,13 @@ def image_part(form: str, image: PIL.Image.Image) -> dict:
 @st.composite
 def conversations(draw) -> tuple[list[dict], list[tuple]]:
     """A conversation, and (role, text or list of texts and images) of every message."""
-    messages, said = [], []
+    messages, contents = [], []
     for _ in range(draw(st.integers(1, 4))):
         role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)
         if draw(st.booleans()):
             content = draw(INVALID_TEXTS.filter(bool))  # Transformers tokenizes an empty list for an empty string
             messages.append({"role": role, "content": content})
-            said.append((role, content))
+            contents.append((role, content))
             continue
         parts, pieces = [], []
         for _ in range(draw(st.integers(0, 3))):
@@ -195,14 +195,14 @@ def conversations(draw) -> tuple[list[dict], list[tuple]]:
                 parts.append(image_part(draw(st.sampled_from(["image", "array", "tensor", "base64", "url"])), image))
                 pieces.append(image)
         messages.append({"role": role, "content": parts})
-        said.append((role, pieces))
-    return messages, said
+        contents.append((role, pieces))
+    return messages, contents
 
 
-def rendered(layout: str, said: list[tuple], add_generation_prompt: bool) -> tuple[str, list[str]]:
+def rendered(layout: str, contents: list[tuple], add_generation_prompt: bool) -> tuple[str, list[str]]:
     """The expected text of a conversation, and the answers of the assistant in it."""
     text, answers = "", []
-    for role, content in said:
+    for role, content in contents:
         text += f" {role.capitalize()}:"
         if role == "assistant":
             answers.append(" " + (content if isinstance(content, str) else "".join(content)) + END_OF_TEXT)
@@ -222,11 +222,11 @@ def test_conversations(processors, data):
     (layout, add_bos_token) = data.draw(st.sampled_from(list(processors)))
     processor = processors[layout, add_bos_token]
     settings, num_tokens = vars(processor).copy(), len(processor.tokenizer)
-    chats, said = zip(*data.draw(st.lists(conversations(), min_size=1, max_size=2)), strict=True)
+    chats, contents = zip(*data.draw(st.lists(conversations(), min_size=1, max_size=2)), strict=True)
     add_generation_prompt, with_mask = data.draw(st.booleans()), data.draw(st.booleans())
     counts["conversations"] += len(chats)
-    texts, answers = zip(*(rendered(layout, chat, add_generation_prompt) for chat in said), strict=True)
-    rows = [[piece for _, content in chat for piece in content if not isinstance(piece, str)] for chat in said]
+    texts, answers = zip(*(rendered(layout, chat, add_generation_prompt) for chat in contents), strict=True)
+    rows = [[piece for _, content in chat for piece in content if not isinstance(piece, str)] for chat in contents]
     is_batch = len(chats) > 1 or data.draw(st.booleans())
     assert processor.apply_chat_template(list(chats), add_generation_prompt=add_generation_prompt) == list(texts)
 

@@ -211,8 +211,8 @@ def test_fsdp_wraps_the_configured_blocks_by_default(build_model):
     plugin.set_auto_wrap_policy(model)
     found = {block.__name__ for block in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]}
     config = load_config_from_file(str(CONFIGS / "fsdp2.yaml"))
-    ours = set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","))
-    assert ours <= found
+    configured = set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","))
+    assert configured <= found
     assert found <= {type(module).__name__ for module in model.modules()}
 
 

@@ -64,18 +64,23 @@ def test_gradients_reach_every_parameter(build_model, collate, build_row, layout
     assert gradients.keys() == dict(model.named_parameters()).keys()
     # The biases of keys add the same value to all scores of a query, which softmax ignores. Their gradient is zero.
     assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if not name.endswith("k_proj.bias"))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, build_row, use_reentrant):
-    batch = collate([build_row(0), build_row(1, num_images=2)])
-    model = build_model().train()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, build_row, layout, use_reentrant):
+    batch = collate([build_row(0), build_row(1, num_images=2)], layout)
+    model = build_model(layout).train()
     loss, gradients = loss_and_gradients(model, batch)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    assert any(getattr(module, "gradient_checkpointing", False) for module in model.model.vision_tower.modules())
-    assert any(getattr(module, "gradient_checkpointing", False) for module in model.model.language_model.modules())
+    calls = []
+    for part in (model.model.vision_tower.encoder, model.model.language_model):
+        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
     loss_again, gradients_again = loss_and_gradients(model, batch)
+    # The backward pass recomputes the blocks.
+    assert [calls.count(module) for module in dict.fromkeys(calls)] == [2, 2]
     assert torch.equal(loss, loss_again)
     assert_close(gradients_again, gradients)
 
@@ -91,9 +96,9 @@ def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, bu
     assert_close(gradients_right, gradients)
     # Rows one at a time, normalized by the number of labels of the whole batch.
     num_items = (left["labels"] != -100).sum()
-    alone = [loss_and_gradients(model, collate([row], layout), num_items_in_batch=num_items) for row in rows]
-    torch.testing.assert_close(sum(loss for loss, _ in alone), loss)
-    total = {name: sum(part.get(name, 0) for _, part in alone) for name in gradients}
+    single = [loss_and_gradients(model, collate([row], layout), num_items_in_batch=num_items) for row in rows]
+    torch.testing.assert_close(sum(loss for loss, _ in single), loss)
+    total = {name: sum(part.get(name, 0) for _, part in single) for name in gradients}
     assert_close(total, gradients)
 
 
