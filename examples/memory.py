@@ -6,9 +6,8 @@ Estimates the memory per GPU that fine-tuning needs. Requires neither a GPU nor 
 
 The model, by default the full-size one, is built and run on tensors without storage. Weights, gradients and Adam
 states are computed from the number of parameters, by the printed formulas. Activations are counted when autograd saves
-them.
-Not counted: the CUDA context (about 1 GiB per GPU), fragmentation, communication buffers and the attention masks of
-padded rows.
+them. Not counted: the CUDA context (about 1 GiB per GPU), fragmentation, communication buffers and the attention masks
+of padded rows.
 """
 
 import argparse

@@ -15,13 +15,15 @@ def build_row(make_image):
             make_image(70 + 40 * ((number + i) % 3), 60 + 50 * (number % 2), seed=number + i)
             for i in range(num_images)
         ]
+        # The first image is in the first turn, all others are in the last one.
+        counts = [0] * num_turns
+        if images:
+            counts[0] += 1
+            counts[-1] += num_images - 1
         messages = []
-        for turn in range(num_turns):
-            # The first image is in the first turn, all others are in the last one.
-            shown = 0 if not images else (len(images) if num_turns == 1 else 1)
-            shown = shown if turn == 0 else (len(images) - 1 if images and turn == num_turns - 1 else 0)
+        for turn, count in enumerate(counts):
             question = {"type": "text", "text": f"Which image is darker {number} {turn}?"}
-            messages.append({"role": "user", "content": [{"type": "image"}] * shown + [question]})
+            messages.append({"role": "user", "content": [{"type": "image"}] * count + [question]})
             answer = "The first one" + " is darker" * ((number + turn) % 3) + "."
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return {"messages": messages, "images": images}
