@@ -1,14 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Time and memory beside the parts that the model is made of and beside other models:
+Compares time and memory of the model with those of its components and of other models:
 
     python -m benchmarks [--size tiny] [--dtype bfloat16] [--device cpu] [--stages vision decode ...] [--output DIR]
 
-All weights and images are random; nothing is downloaded. Every stage is measured in turns with its baseline in one
-process, and kept in DIR/results.json as soon as it is done: stages can be run one after the other, and one that is run
-again replaces its old result. DIR/results.md has the table and DIR/growth.png the growth curves. `full` needs 10 GB of
-memory in bfloat16 and 16 GB in float32, the end-to-end stages twice the model. Peak memory is what a call holds beyond
-what was held before it; ratios are those of the medians, to the last line of a case.
+All weights and images are random; nothing is downloaded. A stage alternates between the model and its baseline in one
+process. Its result is written to DIR/results.json when it finishes, so stages can be run separately; a repeated stage
+replaces its previous result. DIR/results.md contains the table and DIR/growth.png the growth curves. `full` needs
+10 GB of memory in bfloat16 and 16 GB in float32; the end-to-end stages need memory for two models. Peak memory is the
+memory that a call allocates in addition to the memory allocated before. Ratios are ratios of medians, relative to the
+last line of a case.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from .stages import STAGES
 
 
 def machine(device: torch.device) -> dict:
-    """What the numbers depend on."""
+    """Describes the hardware and the library versions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -43,31 +44,32 @@ def machine(device: torch.device) -> dict:
 
 def select(names: list[str]) -> list[str]:
     """
-    Stages by their names or beginnings of them: `growth` is all growth stages.
+    Selects stages by name or prefix: `growth` selects all growth stages. No names select all stages.
 
     Raises:
-        ValueError: if a name fits no stage.
+        ValueError: if a name matches no stage.
     """
     for name in names:
         if not any(stage.startswith(name) for stage in STAGES):
-            raise ValueError(f"There is no stage {name!r}; choose among {', '.join(STAGES)}.")
+            raise ValueError(f"There is no stage {name!r}; choose from {', '.join(STAGES)}.")
     return [stage for stage in STAGES if not names or any(stage.startswith(name) for name in names)]
 
 
 def run(size: str, dtype: str, device: str, stages: list[str], output: Path, max_seconds: float = 240.0) -> list[dict]:
     """
-    Runs stages and writes what they measured.
+    Runs stages and writes their results.
 
     Args:
         size (`str`): one of `SIZES`.
         dtype (`str`): `"bfloat16"`, `"float16"` or `"float32"`.
-        device (`str`): where the models run, `"cpu"` or `"cuda"`.
+        device (`str`): device of the models, `"cpu"` or `"cuda"`.
         stages (`list[str]`): names in `STAGES`.
         output (`Path`): folder of the results.
-        max_seconds (`float`, *optional*, defaults to 240): that a comparison may take, about; it is made once anyway.
+        max_seconds (`float`, *optional*, defaults to 240): approximate time limit of a comparison. Every comparison
+            runs at least one round.
 
     Returns:
-        `list[dict]`: results of all stages that the folder holds.
+        `list[dict]`: all results in the folder, including those of previous runs.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / "results.json"
@@ -90,14 +92,22 @@ def run(size: str, dtype: str, device: str, stages: list[str], output: Path, max
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="full is the system of the figure")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="full is the model of the figure")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--device", default=default, help="cpu or cuda; by default cuda where there is one")
+    parser.add_argument("--device", default=default, help="cpu or cuda; default: cuda if available")
     parser.add_argument(
-        "--stages", nargs="+", default=[], metavar="STAGE", help=f"of {', '.join(STAGES)}; default all"
+        "--stages",
+        nargs="+",
+        default=[],
+        metavar="STAGE",
+        help=f"names or prefixes of {', '.join(STAGES)}; default: all",
     )
-    parser.add_argument("--output", type=Path, default=Path("build/benchmarks"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--seconds", type=float, default=240.0, help="that a comparison may take, about; %(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/benchmarks"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=240.0, help="approximate limit per comparison, default: %(default)s"
+    )
     args = parser.parse_args(argv)
     try:
         stages = select(args.stages)

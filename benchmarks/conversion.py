@@ -1,12 +1,12 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Time and memory of composing and converting checkpoints at full size, from random ones made on the spot:
+Measures time and memory of composing and converting full-size checkpoints with random weights:
 
     python -m benchmarks.conversion compose [--folder DIR]
     python -m benchmarks.conversion convert [--folder DIR]
 
-`compose` needs 12 GB of disk in DIR, `convert` 35 GB; all of it is removed in the end. Anonymous memory is what a
-process holds beyond the pages of files, which the system can drop at any time. Runs on Linux.
+`compose` needs 12 GB of disk space in DIR, `convert` 35 GB; all files are removed at the end. Anonymous memory is the
+resident memory of a process without file pages, which the system can drop at any time. Requires Linux.
 """
 
 import argparse
@@ -41,9 +41,9 @@ from jvlm.published_format.published_schema import write_config, write_image_pro
 
 TOKENIZER = Path(__file__).parents[1] / "tests" / "fixtures" / "qwen3_tokenizer"
 ALLOWED_BEYOND_OUTPUT = 1.5e9
-# The size of Qwen3's vocabulary; the image tokens come behind it.
+# Size of Qwen3's embedding table; the image tokens follow it.
 VOCABULARY = 151936
-# siglip2-so400m-patch14-384: the text tower and the pooling head are larger than the part in use.
+# Text tower of siglip2-so400m-patch14-384. The composed model uses neither it nor the pooling head.
 TEXT_TOWER = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -56,12 +56,12 @@ TEXT_TOWER = {
 }
 
 
-# Biases that the published layout has and Qwen3 has not.
+# Biases in the published layout that Qwen3 lacks. They must be zero.
 _ZERO = re.compile(r"language_model\..*\.[qkv]_b$")
 
 
 def write_random_weights(folder: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype, shard_size: str) -> int:
-    """Writes random values in the shapes of the given tensors, shard by shard; returns how many files there are."""
+    """Writes random values in the shapes of the given tensors, shard by shard. Returns the number of files."""
     tensors = {name: tensor.to("meta", dtype) for name, tensor in tensors.items()}
     split = split_torch_state_dict_into_shards(tensors, max_shard_size=shard_size)
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def write_random_weights(folder: Path, tensors: dict[str, torch.Tensor], dtype: 
 
 
 def make_upstream(folder: Path) -> tuple[Path, Path]:
-    """Random SigLIP2 so400m and Qwen3-1.7B (embeddings tied) in bfloat16, in Transformers' layout."""
+    """Writes random SigLIP2 so400m and Qwen3-1.7B checkpoints in bfloat16; embeddings are tied."""
     vision, decoder = folder / "siglip2", folder / "qwen3"
     with torch.device("meta"):
         siglip = SiglipModel(
@@ -98,7 +98,7 @@ def make_upstream(folder: Path) -> tuple[Path, Path]:
 
 
 def make_published(folder: Path) -> tuple[Path, int]:
-    """A random checkpoint in the published layout, float32 in three files; returns it and how many values it has."""
+    """Writes a random published checkpoint: float32, three files. Returns its folder and number of parameters."""
     config = JinaVLMConfig(layout="stitched")
     weights = to_published_weights(empty_model(config))
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -121,12 +121,12 @@ def make_published(folder: Path) -> tuple[Path, int]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of a folder's weights."""
+    """Total size in bytes of the safetensors files in a folder."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def forget_pages(folder: Path) -> None:
-    """Has the system drop what it keeps of a folder's files in memory, so that reading them reads the disk."""
+    """Drops the weight files of a folder from the page cache, so that the next read comes from disk."""
     os.sync()
     for file in folder.glob("*.safetensors"):
         descriptor = os.open(file, os.O_RDONLY)
@@ -142,7 +142,7 @@ def _timed(function: Callable, args: tuple, kwargs: dict, connection) -> None:
 
 
 def measure(function: Callable, *args, **kwargs) -> tuple[float, int]:
-    """Runs a function in a new process; returns its seconds, written to disk, and its peak anonymous bytes."""
+    """Runs a function in a new process. Returns its seconds, with a sync to disk, and its peak anonymous bytes."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_timed, args=(function, args, kwargs, sender))
@@ -157,7 +157,7 @@ def measure(function: Callable, *args, **kwargs) -> tuple[float, int]:
         time.sleep(0.005)
     process.join()
     if process.exitcode:
-        raise SystemExit(f"{function.__name__} failed")
+        raise SystemExit(f"{function.__name__} failed with exit code {process.exitcode}; see its output above")
     return receiver.recv(), peak
 
 
@@ -166,14 +166,14 @@ def report(title: str, source: int, output: int, seconds: float, peak: int, copy
     allowed = output + ALLOWED_BEYOND_OUTPUT
     print(f"  peak anonymous memory {peak / 1e9:.2f} GB, {allowed / 1e9:.2f} GB allowed", flush=True)
     if peak > allowed:
-        raise SystemExit("more memory than allowed")
+        raise SystemExit(f"peak memory is {(peak - allowed) / 1e9:.2f} GB above the limit")
     if copy_speed is not None:
         speed = (source + output) / seconds
         print(f"  {speed / 1e9:.2f} GB/s read and written, {speed / copy_speed:.0%} of plain file copying", flush=True)
 
 
 def measure_copy(source: Path, target: Path) -> float:
-    """Bytes read and written per second when a folder is copied."""
+    """Copies a folder. Returns the bytes read and written per second."""
     forget_pages(source)
     start = time.perf_counter()
     shutil.copytree(source, target)
@@ -200,7 +200,7 @@ def compose(folder: Path) -> None:
             return value
         return {name: without_volatile(entry) for name, entry in value.items() if name not in volatile}
 
-    assert without_volatile(config) == without_volatile(figure), "not the figure's configuration"
+    assert without_volatile(config) == without_volatile(figure), "the configuration differs from that of the figure"
     print("  configuration: that of the figure")
 
 
@@ -209,7 +209,7 @@ def convert(folder: Path) -> None:
     print(f"published layout: {num_values:,} parameters, float32, {len(list(checkpoint.glob('*.safetensors')))} files")
     copy_speed = measure_copy(checkpoint, folder / "copy")
     forget_pages(checkpoint)
-    output = folder / "ours"
+    output = folder / "converted"
     seconds, peak = measure(convert_release, checkpoint, output, dtype="bfloat16")
     report("convert_release --dtype bfloat16", size(checkpoint), size(output), seconds, peak, copy_speed)
     forget_pages(output)
@@ -221,7 +221,7 @@ def convert(folder: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("compose", "convert"))
-    parser.add_argument("--folder", metavar="DIR", help="where to write; the system's temporary folder if absent")
+    parser.add_argument("--folder", metavar="DIR", help="working folder; default: the system's temporary folder")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         {"compose": compose, "convert": convert}[args.what](Path(folder))

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Seconds and peak memory of functions, measured in turns, so that what disturbs the machine disturbs all of them."""
+"""Measures time and peak memory of functions. It alternates between them, so that disturbances affect all of them."""
 
 import ctypes
 import statistics
@@ -14,18 +14,18 @@ from pathlib import Path
 import torch
 
 
-_WATCHED_ROUNDS = 2
+_MEMORY_ROUNDS = 2
 
 
 @dataclass
 class Measurement:
     """
-    What one function took.
+    Time and memory of one function.
 
     Args:
-        seconds (`list[float]`): of every call.
-        peak_memory (`int`, *optional*): bytes that a call held at most beyond what was held before it: pages that are
-            no file's (Linux) or, on CUDA, what PyTorch allocated; `None` where neither can be told.
+        seconds (`list[float]`): time of every call.
+        peak_memory (`int`, *optional*): maximum number of bytes that a call allocated in addition to those before it:
+            anonymous memory on Linux, PyTorch's allocations on CUDA, `None` if neither is available.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Measurement:
 
 
 def anonymous_memory() -> int | None:
-    """Bytes that this process holds beyond pages of files, `None` where the system does not tell."""
+    """Resident bytes of this process without file pages, `None` if the system does not report them."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -47,19 +47,19 @@ def anonymous_memory() -> int | None:
 
 
 def release_free_memory() -> None:
-    """Gives back to the system what was freed, or it would hide what is taken afterwards."""
+    """Returns freed memory to the system. Otherwise later allocations would reuse it and stay invisible."""
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes that are held now: on CUDA what PyTorch allocated, else pages that are no file's, 0 if none can tell."""
+    """Bytes allocated now: by PyTorch on CUDA, else anonymous memory, 0 if the system does not report it."""
     release_free_memory()
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else anonymous_memory() or 0
 
 
 class _PeakMemory:
-    """Context in which the memory is watched; `bytes` tells its peak beyond the start."""
+    """Context manager that samples the memory. `bytes` is the peak minus the memory at the start."""
 
     def __init__(self, device: torch.device):
         self.device, self.bytes = device, None
@@ -72,11 +72,11 @@ class _PeakMemory:
             return self
         self.start = self.peak = anonymous_memory()
         self.is_done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
         return self
 
-    def _watch(self):
+    def _sample(self):
         while self.peak is not None and not self.is_done.wait(0.002):
             self.peak = max(self.peak, anonymous_memory())
 
@@ -94,24 +94,24 @@ def measure(
     functions: dict[str, Callable[[], object]], device: torch.device, max_rounds: int = 7, max_seconds: float = 240.0
 ) -> dict[str, Measurement]:
     """
-    Calls all functions one after the other, again and again.
+    Calls all functions in turn, for several rounds.
 
     Args:
-        functions (`dict[str, Callable]`): what to call, by name.
-        device (`torch.device`): where they run.
-        max_rounds (`int`, *optional*, defaults to 7): rounds at most. The first of three or more warms up and does not
-            count. The memory is that of the first two, whose seconds do not count either if there are five or more:
-            who watches it takes time from short calls on several threads.
-        max_seconds (`float`, *optional*, defaults to 240): no round begins after that.
+        functions (`dict[str, Callable]`): functions by name.
+        device (`torch.device`): device on which they run.
+        max_rounds (`int`, *optional*, defaults to 7): maximum number of rounds. Memory is sampled in the first two
+            rounds. Sampling slows down short calls on several threads, so the times of both are discarded if there are
+            five or more rounds. With three or four rounds, only the first one, the warm-up, is discarded.
+        max_seconds (`float`, *optional*, defaults to 240): no round starts after this time.
 
     Returns:
-        `dict[str, Measurement]`: what each took.
+        `dict[str, Measurement]`: measurements by name.
     """
     measured = {name: Measurement() for name in functions}
     start = time.perf_counter()
     for number in range(max_rounds):
         for name, function in functions.items():
-            memory = _PeakMemory(device) if number < _WATCHED_ROUNDS else None
+            memory = _PeakMemory(device) if number < _MEMORY_ROUNDS else None
             with torch.inference_mode(), memory or nullcontext():
                 begin = time.perf_counter()
                 result = function()
@@ -125,7 +125,7 @@ def measure(
             break
     for measurement in measured.values():
         if len(measurement.seconds) > 4:
-            del measurement.seconds[:_WATCHED_ROUNDS]
+            del measurement.seconds[:_MEMORY_ROUNDS]
         elif len(measurement.seconds) > 2:
             del measurement.seconds[0]
     return measured

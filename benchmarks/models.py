@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The models that are measured, at three sizes, with random weights: ours, the parts it is made of, and others."""
+"""The benchmarked models at three sizes, with random weights: JinaVLM, its components and other models."""
 
 import gc
 from functools import cached_property
@@ -25,7 +25,7 @@ from jvlm import JinaVLMConfig, JinaVLMImageProcessor
 from jvlm.processing.tiling import TileGeometry
 
 
-# Fields of JinaVLMConfig and of its parts. "full" is the system of the figure, "medium" about an eighth of it.
+# Fields of JinaVLMConfig. "full" is the model of the figure, "medium" has about an eighth of its parameters.
 SIZES = {
     "tiny": {
         "vision_config": {
@@ -84,7 +84,7 @@ OTHERS = ("Molmo2", "SmolVLM", "LFM2-VL")
 
 
 def build_config(size: str) -> JinaVLMConfig:
-    """The configuration of a size; its last 64 tokens are for images."""
+    """The configuration of a size. The last 64 tokens of its vocabulary are reserved for images."""
     fields = SIZES[size]
     if not fields:
         return JinaVLMConfig()
@@ -95,7 +95,7 @@ def build_config(size: str) -> JinaVLMConfig:
 
 @torch.no_grad
 def random_model(model_class, config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model with normal weights of standard deviation 0.02, repeated after a million for speed."""
+    """A model with normal weights of standard deviation 0.02. For speed, the values repeat after 2**20."""
     with init.no_init_weights():
         build = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
         model = build(config, dtype=dtype).to(device).eval()
@@ -113,13 +113,13 @@ def random_model(model_class, config, dtype: torch.dtype, device: torch.device) 
 
 class Bench:
     """
-    What the stages need, made when first asked for.
+    Models and inputs of the stages. Models are built on first access.
 
     Args:
         size (`str`): one of `SIZES`.
-        dtype (`torch.dtype`): of weights and pixels.
-        device (`torch.device`): where the models run.
-        max_seconds (`float`): that a comparison may take, about.
+        dtype (`torch.dtype`): dtype of weights and pixels.
+        device (`torch.device`): device of the models.
+        max_seconds (`float`): approximate time limit of a comparison.
     """
 
     def __init__(self, size: str, dtype: torch.dtype, device: torch.device, max_seconds: float = 240.0):
@@ -136,29 +136,29 @@ class Bench:
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """Ours."""
+        """JinaVLM."""
         return random_model(AutoModelForImageTextToText, self.config, self.dtype, self.device)
 
     @cached_property
     def tower(self) -> SiglipVisionModel:
-        """SigLIP's own vision model of as many blocks as we use, with our weights and its final norm."""
-        ours = self.model.model.vision_tower
+        """A `SiglipVisionModel` with the blocks and weights of `model`, plus a final norm."""
+        used = self.model.model.vision_tower
         with torch.device("meta"):
-            tower = SiglipVisionModel._from_config(ours.config)
-        tower.post_layernorm = torch.nn.LayerNorm(ours.config.hidden_size, dtype=self.dtype, device=self.device)
-        tower.embeddings, tower.encoder = ours.embeddings, ours.encoder
+            tower = SiglipVisionModel._from_config(used.config)
+        tower.post_layernorm = torch.nn.LayerNorm(used.config.hidden_size, dtype=self.dtype, device=self.device)
+        tower.embeddings, tower.encoder = used.embeddings, used.encoder
         return tower.eval()
 
     @cached_property
     def decoder(self) -> Qwen3ForCausalLM:
-        """Qwen3's own language model, with our weights."""
+        """A `Qwen3ForCausalLM` with the weights of `model`."""
         with torch.device("meta"):
             decoder = Qwen3ForCausalLM._from_config(self.model.config.text_config)
         decoder.model, decoder.lm_head = self.model.model.language_model, self.model.lm_head
         return decoder.eval()
 
     def tiles(self, num_tiles: int, num_images: int = 1) -> dict[str, torch.Tensor]:
-        """Random pixels of images of so many tiles each, thumbnail included, in a row, and their cells' places."""
+        """Random pixels and token positions of images with `num_tiles` tiles each, including the thumbnail."""
         positions = torch.tensor(self.geometry.token_positions((1, max(1, num_tiles - 1))))[:num_tiles]
         side, shape = self.geometry.tile_size, (num_images * num_tiles, 3)
         return {
@@ -171,7 +171,7 @@ class Bench:
         return torch.randint(2, self.config.input_only_token_ids[0], (batch_size, length), device=self.device)
 
     def prompt(self, tiles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Model inputs for one sequence: images, then a question."""
+        """Model inputs for one sequence: image tokens, then a random question."""
         num_image_tokens = int((tiles["image_token_positions"] >= 0).sum())
         image_tokens = torch.full((1, num_image_tokens), self.config.image_token_id, device=self.device)
         return {"input_ids": torch.cat([image_tokens, self.text(TEXT_TOKENS)], dim=1), **tiles}
@@ -182,17 +182,17 @@ class Bench:
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
 
     def curve(self, axis: str, value: int, records: list[dict]) -> list[dict]:
-        """Records as points of a growth curve."""
+        """Adds the coordinates of a growth curve to records."""
         return [{**record, "axis": axis, "value": value} for record in records]
 
     def forget(self) -> None:
-        """Gives the models' memory back."""
+        """Frees the models."""
         for name in ("decoder", "tower", "model"):
             self.__dict__.pop(name, None)
         gc.collect()
 
     def other(self, name: str) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
-        """Another model of our widths and depths, one of `OTHERS`, and what the test image becomes in it."""
+        """One of `OTHERS`, with the widths and depths of `model`, and its inputs for an image of 3 × 4 tiles."""
         return {"Molmo2": self._molmo2, "SmolVLM": self._smolvlm, "LFM2-VL": self._lfm2_vl}[name]()
 
     @property
@@ -225,7 +225,7 @@ class Bench:
         return torch.rand(*shape, device=self.device, dtype=self.dtype) * 2 - 1
 
     def _molmo2(self) -> tuple[PreTrainedModel, dict]:
-        from transformers import Molmo2Config  # which the oldest supported Transformers lacks
+        from transformers import Molmo2Config  # missing in the oldest supported Transformers
 
         vision, config = self._vision_fields, self.config
         heads = {
@@ -252,7 +252,7 @@ class Bench:
             },
             image_patch_id=config.image_token_id,
         )
-        # The thumbnail's cells and those of the tiles, overlaps dropped.
+        # Pooled cells of the thumbnail and of all tiles without overlaps.
         cells = -(-side // 2)
         grid = (cells, cells, 3 * cells - 8, 4 * cells - 12) if side == 27 else (cells, cells, 3 * cells, 4 * cells)
         num_tokens = grid[0] * grid[1] + grid[2] * grid[3]
@@ -300,6 +300,6 @@ class Bench:
 
 
 def random_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
-    """A decoded RGB image of noise."""
+    """An RGB image of random noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return PIL.Image.fromarray(pixels)

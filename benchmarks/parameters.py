@@ -1,10 +1,10 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Parameters of the default configuration beside the labels of figure 1 of arXiv 2512.04032, and where they differ:
+Compares the parameter counts of the default configuration with the labels in figure 1 of arXiv 2512.04032:
 
     python -m benchmarks.parameters
 
-Everything is counted on the model itself, built without memory on the meta device.
+The parameters are counted on the model itself, built on the meta device.
 """
 
 import torch
@@ -18,17 +18,17 @@ LABELS = {"vision tower": "about 400M", "connector": "about 50M", "language mode
 
 
 def count(*modules: nn.Module) -> int:
-    """Parameters of modules, those that several of them share counted once."""
+    """Number of parameters of modules. Shared parameters count once."""
     return sum({id(parameter): parameter.numel() for module in modules for parameter in module.parameters()}.values())
 
 
 def parameters(config: JinaVLMConfig | None = None) -> tuple[dict[str, int], dict[str, str]]:
     """
-    Counts the parameters of a configuration, the default one when none is given.
+    Counts the parameters of a configuration, by default of the default configuration.
 
     Returns:
-        `tuple[dict[str, int], dict[str, str]]`: parameters by part, `"all"` among them, and for every part of
-        `LABELS` a sentence that explains its number.
+        `tuple[dict[str, int], dict[str, str]]`: the number of parameters by part, including `"all"`, and an
+        explanation for every part of `LABELS`.
     """
     config = config or JinaVLMConfig()
     with torch.device("meta"):

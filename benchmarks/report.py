@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Results as a Markdown table and as an image of how cost grows."""
+"""Formats results as a Markdown table and plots the growth curves."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def _notes(record: dict) -> str:
 def table(results: list[dict]) -> str:
     """
     Args:
-        results (`list[dict]`): of `python -m benchmarks`, one for every stage.
+        results (`list[dict]`): results of `python -m benchmarks`, one per stage.
 
     Returns:
         `str`: a Markdown table with the median seconds, peak memory and ratio of every case.
@@ -60,7 +60,7 @@ def table(results: list[dict]) -> str:
 
 
 def plot(results: list[dict], path: Path) -> bool:
-    """Draws the growth curves of the results; returns whether there are any. Needs matplotlib."""
+    """Plots the growth curves of the results and returns whether there are any. Requires matplotlib."""
     curves = {}
     for result in results:
         for record in result["records"]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What is measured: every stage is a function from a `Bench` to its records, dicts that JSON can hold."""
+"""The benchmark stages. A stage is a function from a `Bench` to its records, which are JSON-serializable dicts."""
 
 import os
 import tempfile
@@ -24,7 +24,7 @@ from .measure import Measurement, held_memory, measure
 from .models import OTHERS, TEXT_TOKENS, Bench, random_image
 
 
-# Height and width of images, and the ratio to SmolVLM's Pillow image processor that is wanted.
+# Height and width of images, and the target ratio to SmolVLM's Pillow image processor.
 IMAGES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"}
 BATCHES = ((100, 100), (512, 512), (910, 1176))
 NUM_TILES = 13  # thumbnail and 3 × 4 tiles
@@ -34,7 +34,7 @@ GREEDY = {"do_sample": False}
 def record(
     case: str, name: str, measured: Measurement, baseline: Measurement | None = None, wanted: str = "", **values
 ) -> dict:
-    """One line of the table. `ratio` is that of the medians, this one's to the baseline's."""
+    """One line of the table. `ratio` is the median time divided by that of the baseline, `wanted` its target."""
     return {
         "case": case,
         "name": name,
@@ -48,7 +48,7 @@ def record(
 
 
 def compare(bench: Bench, case: str, functions: dict[str, Callable], wanted: str = "", rounds: int = 7) -> list[dict]:
-    """Records of functions measured in turns. The last one is the baseline; `wanted` is of the first one's ratio."""
+    """Measures functions in turn. The last one is the baseline. `wanted` is the target ratio of the first one."""
     measured = measure(functions, bench.device, max_rounds=rounds, max_seconds=bench.max_seconds)
     *_, baseline = measured.values()
     return [
@@ -58,7 +58,7 @@ def compare(bench: Bench, case: str, functions: dict[str, Callable], wanted: str
 
 
 def image_processing(bench: Bench) -> list[dict]:
-    """Decoded images to tiles, against SmolVLM's Pillow image processor; the size is always that of the release."""
+    """Image processing against SmolVLM's Pillow image processor, always at the published tile size."""
     published = JinaVLMImageProcessor(layout="stitched", do_resize=True)
     processors = {
         "JinaVLM, published settings": published,
@@ -89,7 +89,7 @@ def image_processing(bench: Bench) -> list[dict]:
 
 
 def merge_images(model, prompt: dict) -> torch.Tensor:
-    """The whole image path of a `JinaVLMModel`: tower, connector, and features among the embeddings of the text."""
+    """The image path of a `JinaVLMModel`: vision tower, connector, merging of features into the embeddings."""
     tiles = {name: prompt[name] for name in ("pixel_values", "image_token_positions")}
     features = torch.cat(model.get_image_features(**tiles).pooler_output)
     embeddings = model.get_input_embeddings()(prompt["input_ids"])
@@ -98,7 +98,7 @@ def merge_images(model, prompt: dict) -> torch.Tensor:
 
 
 def vision(bench: Bench) -> list[dict]:
-    """Tower, connector and merge, against the bare tower."""
+    """Vision tower, connector and merge, against the bare vision tower."""
     prompt, model, tower = bench.prompt(bench.tiles(NUM_TILES)), bench.model.model, bench.tower
     functions = {
         "tower, connector, merge": lambda: merge_images(model, prompt),
@@ -108,7 +108,7 @@ def vision(bench: Bench) -> list[dict]:
 
 
 def connector(bench: Bench) -> list[dict]:
-    """Connector and merge alone: the image path with a tower that has its answer ready."""
+    """Connector and merge alone: the image path with the output of the vision tower precomputed."""
     model, prompt, outputs = bench.model.model, bench.prompt(bench.tiles(NUM_TILES)), []
     tower = model.vision_tower
     hook = tower.register_forward_hook(lambda module, args, output: outputs.append(output))
@@ -124,7 +124,7 @@ def connector(bench: Bench) -> list[dict]:
 
 
 def prefill(bench: Bench) -> list[dict]:
-    """Everything up to the first token's logits, against bare tower and bare decoder."""
+    """The forward pass up to the logits of the first token, against bare vision tower plus bare decoder."""
     prompt, model, tower, decoder = bench.prompt(bench.tiles(NUM_TILES)), bench.model, bench.tower, bench.decoder
     embeddings = bench.embeddings(*prompt["input_ids"].shape)
 
@@ -141,7 +141,7 @@ def prefill(bench: Bench) -> list[dict]:
 
 
 def decode(bench: Bench) -> list[dict]:
-    """Tokens that follow a long context, against the bare decoder's `generate`."""
+    """Generation after a long cached context, against `generate` of the bare decoder."""
     context, num_tokens, records = bench.prompt(bench.tiles(NUM_TILES))["input_ids"].shape[1], 16, []
     for batch_size in (1, 4):
         input_ids, cache = bench.text(context + 1, batch_size), DynamicCache(config=bench.config.text_config)
@@ -169,7 +169,7 @@ def end_to_end(bench: Bench, other: str) -> list[dict]:
     first, later = {name: Measurement() for name in models}, {name: Measurement() for name in models}
 
     class Clock:
-        """A streamer: `generate` gives it the prompt, then every token."""
+        """A streamer that records when `generate` passes it the prompt and every token."""
 
         def __init__(self):
             self.times = []
@@ -213,13 +213,13 @@ def _read(folder: str, dtype: torch.dtype) -> None:
 
 
 def _touch(weights: dict[str, torch.Tensor]) -> None:
-    """Reads a byte of every page: what is mapped into memory is read from the file when it is first used."""
+    """Reads one byte per page: memory-mapped weights are only read from the file on first access."""
     for weight in weights.values():
         weight.flatten().view(torch.uint8)[::4096].max()
 
 
 def _drop_from_cache(file: str) -> None:
-    """Takes a file out of the system's cache, where it can be: who reads it next reads from the disk."""
+    """Drops a file from the page cache, if the system supports it, so that the next read comes from disk."""
     if hasattr(os, "posix_fadvise"):
         with open(file, "rb") as opened:
             os.fsync(opened.fileno())
@@ -227,7 +227,7 @@ def _drop_from_cache(file: str) -> None:
 
 
 def loading(bench: Bench) -> list[dict]:
-    """`from_pretrained` of a checkpoint in one file, in new processes, against safetensors; both read it from disk."""
+    """`from_pretrained` of a single-file checkpoint against safetensors, each in a new process and read from disk."""
     measured = {"from_pretrained": Measurement(peak_memory=0), "safetensors": Measurement(peak_memory=0)}
     with tempfile.TemporaryDirectory() as folder:
         bench.model.save_pretrained(folder, max_shard_size="100GB")
@@ -248,7 +248,7 @@ def loading(bench: Bench) -> list[dict]:
 
 
 def growth_tiles(bench: Bench) -> list[dict]:
-    """The image path by the number of tiles."""
+    """The image path for growing numbers of tiles."""
     records = []
     for num_tiles in logging.tqdm((1, 2, 4, 7, 10, 13), desc="Tiles"):
         prompt = bench.prompt(bench.tiles(num_tiles))
@@ -261,7 +261,7 @@ def growth_tiles(bench: Bench) -> list[dict]:
 
 
 def growth_images(bench: Bench) -> list[dict]:
-    """Prefill by the number of images of a thumbnail and one tile each."""
+    """Prefill for growing numbers of images, each with a thumbnail and one tile."""
     records = []
     for num_images in logging.tqdm((1, 2, 4, 8), desc="Images"):
         prompt = bench.prompt(bench.tiles(2, num_images))
@@ -271,7 +271,7 @@ def growth_images(bench: Bench) -> list[dict]:
 
 
 def growth_batch(bench: Bench) -> list[dict]:
-    """Prefill by the number of sequences with an image of a thumbnail and one tile each."""
+    """Prefill for growing batch sizes, with one image of a thumbnail and one tile per sequence."""
     records = []
     for batch_size in logging.tqdm((1, 2, 4, 8), desc="Batch"):
         input_ids = bench.prompt(bench.tiles(2))["input_ids"].repeat(batch_size, 1)
@@ -282,7 +282,7 @@ def growth_batch(bench: Bench) -> list[dict]:
 
 
 def growth_text(bench: Bench) -> list[dict]:
-    """Prefill by the number of tokens of text alone."""
+    """Prefill for growing numbers of text tokens, without images."""
     records = []
     for length in logging.tqdm((128, 256, 512, 1024, 2048), desc="Text"):
         input_ids = bench.text(length)
@@ -295,14 +295,14 @@ def growth_text(bench: Bench) -> list[dict]:
 
 
 def quantizations() -> dict:
-    """Weight-only quantisations of what is installed, by name."""
+    """Weight-only quantization configurations of the installed libraries, by name."""
     configs = {}
     if is_torchao_available():
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
         from torchao.quantization import Int8WeightOnlyConfig
 
         configs["int8, torchao"] = TorchAoConfig(Int8WeightOnlyConfig())
-        # It packs two values in a byte on CPUs, and leaves layers out whose width is no multiple of the group.
+        # On CPUs it packs two values per byte. It skips layers whose width is not a multiple of the group size.
         configs["int4, torchao"] = TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=32))
     if is_bitsandbytes_available():
         configs["int8, bitsandbytes"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -313,7 +313,7 @@ def quantizations() -> dict:
 
 
 def answers(config=None, num_pages: int = 24) -> list[str]:
-    """Greedy answers of the shipped model in bfloat16, quantised as told, about held-out pages."""
+    """Greedy answers of the shipped model about held-out pages, in bfloat16 or quantized by `config`."""
     processor, model = AutoProcessor.from_pretrained(DIGITS_MODEL), load_quantized(DIGITS_MODEL, config)
     texts = []
     for page in held_out_pages(num_pages):
@@ -332,17 +332,17 @@ def answers(config=None, num_pages: int = 24) -> list[str]:
 
 
 def load_quantized(folder, config, device: str = "cpu"):
-    """A checkpoint in bfloat16, quantised as told."""
+    """Loads a checkpoint in bfloat16, quantized by `config` unless it is `None`."""
     return AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=config, device_map=device
     ).eval()
 
 
 def quantization(bench: Bench) -> list[dict]:
-    """Weight-only quantisations: speed and memory beside bfloat16, and answers of the shipped model that change."""
+    """Weight-only quantization against bfloat16: speed, memory, and how many answers of the shipped model agree."""
     configs, records = quantizations(), []
     if not configs:
-        raise RuntimeError("Neither torchao nor bitsandbytes is installed: pip install 'jvlm[bench]'.")
+        raise RuntimeError("Neither torchao nor bitsandbytes is installed; run pip install 'jvlm[bench]'.")
     expected = answers()
     with tempfile.TemporaryDirectory() as folder:
         bench.model.to(torch.bfloat16).save_pretrained(folder)
@@ -350,7 +350,7 @@ def quantization(bench: Bench) -> list[dict]:
         before = held_memory(bench.device)
         plain = load_quantized(folder, None, str(bench.device))
         plain_memory = held_memory(bench.device) - before
-        for name, config in logging.tqdm(configs.items(), desc="Quantisations"):
+        for name, config in logging.tqdm(configs.items(), desc="Quantizations"):
             before = held_memory(bench.device)
             model = load_quantized(folder, config, str(bench.device))
             memory = held_memory(bench.device) - before

@@ -1,15 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Fine-tunes a JinaVLM on conversations about images, all of it or a part or by LoRA, on one device or many:
+Fine-tunes a JinaVLM on conversations about images: all weights, some modules or LoRA adapters, on one or more devices:
 
     python -m examples.finetune --model_name_or_path my-jina-vlm --dataset_name rows.jsonl --output_dir OUT \\
         --stage instruction --bf16
     accelerate launch --config_file examples/accelerate/fsdp2.yaml -m examples.finetune ...
 
 Rows are `{"messages": [...], "images": [...]}`, see [`DataCollatorForJinaVLM`]. All arguments of
-`transformers.TrainingArguments` apply; `--args_file FILE` reads them from a file. After training, OUT holds model,
-processor, the Trainer's log, an image of the losses and a model card; with a split to evaluate on also answers.jsonl,
-what the model says in place of every turn of the assistant.
+`transformers.TrainingArguments` are accepted; `--args_file FILE` reads them from a file. After training, OUT contains
+the model, the processor, the Trainer's log, a plot of the losses and a model card. With an evaluation split, it also
+contains eval_results.json and answers.jsonl, with a generated answer for every assistant turn.
 """
 
 import json
@@ -41,7 +41,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
-import jvlm  # noqa: F401 - makes the Auto classes know the model
+import jvlm  # noqa: F401 - registers the model with the Auto classes
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainingArguments
 from jvlm.training.data_collator import content_parts, conversation
 
@@ -54,14 +54,14 @@ class ModelArguments:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub id of the checkpoint to start from."})
     dtype: str = field(default="float32", metadata={"help": "Dtype of the weights: float32, bfloat16 or auto."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, flash_attention_2, eager, ..."})
-    max_crops: int | None = field(default=None, metadata={"help": "Most tiles an image is cut into."})
-    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters, and the connector fully."})
+    max_crops: int | None = field(default=None, metadata={"help": "Maximum number of tiles of an image."})
+    use_peft: bool = field(default=False, metadata={"help": "Train LoRA adapters and the whole connector."})
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-        metadata={"help": "Layers that get adapters; the connector's get none, they are trained themselves."},
+        metadata={"help": "Layers with adapters. The connector has none, its weights are trained."},
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scaling factor of the adapters, multiplied by their rank."})
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the adapters."})
 
 
@@ -69,21 +69,23 @@ class ModelArguments:
 class DataArguments:
     dataset_name: str = field(
         metadata={
-            "help": "Hub id; JSON, JSONL or Parquet file; folder of such, named after splits, or of save_to_disk."
+            "help": "Hub id; JSON, JSONL or Parquet file; folder of such files named after splits; saved data set."
         }
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(default=None, metadata={"help": "Split to evaluate on, if any."})
-    streaming: bool = field(default=False, metadata={"help": "Read rows as they come; needs --max_steps."})
-    text_dataset_name: str | None = field(default=None, metadata={"help": "Rows without images to mix in."})
-    text_only_share: float = field(default=0.15, metadata={"help": "Share of rows of --text_dataset_name."})
-    max_length: int | None = field(default=None, metadata={"help": "Longest conversation in tokens."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest generated answer in tokens."})
+    streaming: bool = field(default=False, metadata={"help": "Stream the rows. Requires --max_steps."})
+    text_dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set of rows without images to mix in."}
+    )
+    text_only_share: float = field(default=0.15, metadata={"help": "Fraction of rows from --text_dataset_name."})
+    max_length: int | None = field(default=None, metadata={"help": "Maximum length of a conversation in tokens."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of a generated answer in tokens."})
 
 
 def load_rows(data: DataArguments, name: str, split: str) -> Dataset | IterableDataset:
-    """Rows of a data set; relative paths of images in local files count from the files' folder."""
+    """Loads the rows of a data set. Relative image paths in local files are relative to the folder of the file."""
     path = Path(name)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         rows = load_from_disk(name)
@@ -96,23 +98,23 @@ def load_rows(data: DataArguments, name: str, split: str) -> Dataset | IterableD
     rows = load_dataset(**options, split=split, streaming=data.streaming)
     feature = (rows.features or {}).get("images")
     if isinstance(getattr(feature, "feature", None), Image):
-        # Decoding is the collator's, in the workers of the DataLoader.
+        # The collator decodes the images, in the workers of the DataLoader.
         return rows.cast_column("images", type(feature)(Image(decode=False)))
     if path.exists():
         folder = path if path.is_dir() else path.parent
-        rows = rows.map(lambda row: {"images": [_beside(folder, image) for image in row.get("images") or []]})
+        rows = rows.map(lambda row: {"images": [_resolve(folder, image) for image in row.get("images") or []]})
     return rows
 
 
-def _beside(folder: Path, image):
-    # URLs and base64 stay as they are.
+def _resolve(folder: Path, image):
+    # URLs and base64 strings are returned unchanged.
     return str(folder / image) if isinstance(image, str) and (folder / image).is_file() else image
 
 
 def mix(rows, text, share: float, seed: int) -> Dataset | IterableDataset:
-    """Rows with images and a share of rows without, in random order, until either are used up."""
+    """Interleaves `rows` with a fraction `share` of `text` rows at random, until one of the two is exhausted."""
     columns = ["messages", "images"]
-    # Tables take nothing but rows of one type.
+    # Both must have the same features to be interleaved.
     features = Features({name: rows.features[name] for name in columns}) if rows.features else None
     content = features["messages"].feature["content"] if features else None
 
@@ -127,7 +129,7 @@ def mix(rows, text, share: float, seed: int) -> Dataset | IterableDataset:
 
 
 def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
-    """The model with LoRA adapters and a connector that is trained fully, both in float32."""
+    """Adds LoRA adapters and makes the connector trainable, both in float32."""
     config = LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
@@ -138,7 +140,7 @@ def lora(model: PreTrainedModel, args: ModelArguments) -> PeftModel:
     )
     model = get_peft_model(model, config)
     for parameter in model.parameters():
-        if parameter.requires_grad:  # small steps would be lost in the rounding of bfloat16
+        if parameter.requires_grad:  # bfloat16 would round small updates away
             parameter.data = parameter.data.float()
     return model
 
@@ -151,7 +153,7 @@ def finetune(
     eval_dataset=None,
     max_length: int | None = None,
 ) -> JinaVLMTrainer:
-    """Trains, saves model, processor and log in `args.output_dir`, and draws the losses."""
+    """Trains the model, saves model, processor and log in `args.output_dir`, and plots the losses."""
     trainer = JinaVLMTrainer(
         model=model,
         args=args,
@@ -170,7 +172,7 @@ def finetune(
 
 
 def draw_losses(logs: dict[str, list[dict]], path: Path) -> None:
-    """Draws the losses of one or several runs, one after the other, as an image."""
+    """Plots the training and evaluation losses of each run in its own panel."""
     figure, axes = plt.subplots(1, len(logs), figsize=(6 * len(logs), 4), squeeze=False, layout="constrained")
     for (name, log), axis in zip(logs.items(), axes[0], strict=True):
         for key, label in (("loss", "training"), ("eval_loss", "evaluation")):
@@ -187,10 +189,11 @@ def draw_losses(logs: dict[str, list[dict]], path: Path) -> None:
 @torch.no_grad()
 def generate_answers(model, processor, rows, batch_size: int = 8, max_new_tokens: int = 128) -> list[dict]:
     """
-    Lets a model answer, greedily, in place of every turn of the assistant, given the turns before it.
+    Generates a greedy answer for every assistant turn, given the messages before it.
 
     Returns:
-        `list[dict]`: `row`, `turn`, `answer` and `reference` of each, in the order of the rows.
+        `list[dict]`: for every turn, in the order of the rows, its `row` and `turn` index, the generated `answer` and
+        the `reference`.
     """
     turns = [
         (index, turn, messages)
@@ -218,9 +221,9 @@ def generate_answers(model, processor, rows, batch_size: int = 8, max_new_tokens
 
 
 def evaluate(trainer: JinaVLMTrainer, model_args: ModelArguments, data_args: DataArguments, rows) -> None:
-    """Evaluates what was saved, as a user will load it, and writes metrics and answers."""
+    """Computes the loss, loads the saved model to generate answers, and writes metrics and answers."""
     metrics = trainer.evaluate()
-    # One process alone loads the model: under ZeRO-3 loading would wait for the others.
+    # Only the main process loads the model. With ZeRO-3 configured, loading would wait for the other processes.
     unset_hf_deepspeed_config()
     if trainer.is_world_process_zero():
         options = {"dtype": model_args.dtype, "attn_implementation": model_args.attn_implementation}
@@ -239,8 +242,8 @@ def evaluate(trainer: JinaVLMTrainer, model_args: ModelArguments, data_args: Dat
             data_args.max_new_tokens,
         )
         (output / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
-        right = sum(answer["answer"] == answer["reference"] for answer in answers)
-        metrics["eval_exact_answers"] = right / len(answers)
+        num_correct = sum(answer["answer"] == answer["reference"] for answer in answers)
+        metrics["eval_exact_answers"] = num_correct / len(answers)
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
 
@@ -263,7 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     if model_args.use_peft:
         if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
-            raise ValueError(f"LoRA on weights in {model.dtype} trains others in float32: add --bf16.")
+            raise ValueError(f"--dtype is {model.dtype}, but LoRA adapters are trained in float32: add --bf16.")
         model = lora(model, model_args)
     trainer = finetune(model, processor, args, train_dataset, eval_dataset, data_args.max_length)
     if eval_dataset is not None:

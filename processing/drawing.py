@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""An image of what the model sees of an image: its tiles, their overlaps and the thumbnail."""
+"""Draws what the model sees of an image: its tiles, their overlaps and the thumbnail."""
 
 import colorsys
 
@@ -11,11 +11,12 @@ from PIL import ImageDraw, ImageFont
 from .processing_jvlm import JinaVLMProcessor
 
 
-_CANVAS_LIMIT = (1120, 960)  # width and height that the canvas may take up
-_TILE_LIMIT = 560  # side that a tile may take up
-_PANEL_WIDTH = 380  # of the thumbnail and the text
+# All in pixels of the drawing.
+_CANVAS_LIMIT = (1120, 960)  # maximum width and height of the drawn canvas
+_TILE_LIMIT = 560  # maximum side of a drawn tile
+_PANEL_WIDTH = 380  # width of the panel with the thumbnail and the text
 _MARGIN = 24
-_PAPER, _INK, _FAINT, _SHADE = (255, 255, 255), (33, 37, 41), (110, 117, 125), (255, 150, 0)
+_WHITE, _DARK, _GREY, _ORANGE = (255, 255, 255), (33, 37, 41), (110, 117, 125), (255, 150, 0)
 
 
 def draw_tiles(
@@ -26,24 +27,25 @@ def draw_tiles(
     **images_kwargs,
 ) -> PIL.Image.Image:
     """
-    Draws how an image is cut: the canvas with every tile outlined and numbered in reading order and the overlaps
-    shaded, the thumbnail, the number of image tokens, and questions with their answers.
+    Draws how an image is split into tiles.
 
-    Canvas and thumbnail are put together from the `pixel_values` that the model is given, normalisation undone.
+    The drawing shows the canvas with every tile outlined and numbered in reading order, the overlaps shaded, the
+    thumbnail, the number of image tokens, and questions with their answers. Canvas and thumbnail are reconstructed
+    from the `pixel_values` that the model receives, with the normalization undone.
 
     Args:
-        image (`str` or `PIL.Image.Image`): the image, or its path or URL; it is not changed.
-        processor ([`JinaVLMProcessor`]): any processor of the model, of either layout and any tile size.
+        image (`str` or `PIL.Image.Image`): the image, or its path or URL. It is not modified.
+        processor ([`JinaVLMProcessor`]): a processor of either layout and any tile size.
         answers (`dict[str, str]`, *optional*): answers by question.
-        font (`str`, *optional*): a TrueType file for the text; Pillow's own font has English letters only.
+        font (`str`, *optional*): path of a TrueType font for the text. Pillow's default font only has Latin letters.
         images_kwargs: arguments of the image processor for this image, such as `max_crops`.
 
     Returns:
-        `PIL.Image.Image`: an RGB image. Small canvases are enlarged by a whole factor, large ones reduced.
+        `PIL.Image.Image`: an RGB image. Small canvases are enlarged by an integer factor, large ones reduced.
 
     Raises:
         OSError: if `font` cannot be read.
-        ValueError: for images and arguments that the image processor refuses.
+        ValueError: if the image processor rejects the image or an argument.
     """
     image_processor = processor.image_processor
     image = image_processor.fetch_images(image)
@@ -60,7 +62,7 @@ def draw_tiles(
     scale = _scale(min(_CANVAS_LIMIT[0] / width, _CANVAS_LIMIT[1] / height, _TILE_LIMIT / size))
     canvas = _outline(canvas, windows, size, scale)
     thumbnail = _resized(thumbnail, _scale(_PANEL_WIDTH / size))
-    ImageDraw.Draw(thumbnail).rectangle((0, 0, thumbnail.width - 1, thumbnail.height - 1), outline=_FAINT)
+    ImageDraw.Draw(thumbnail).rectangle((0, 0, thumbnail.width - 1, thumbnail.height - 1), outline=_GREY)
 
     rows, cols = grid
     num_tokens, num_cells = geometry.num_tokens(grid)
@@ -70,14 +72,14 @@ def draw_tiles(
     details = f"Image {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size}"
     if len(tiles) > 1 and geometry.overlap:
         details += f", overlap {geometry.overlap} pixels (shaded)"
-    text = [("Thumbnail, the whole image", 15, _FAINT)]
+    text = [("Thumbnail, the whole image", 15, _GREY)]
     for question, answer in (answers or {}).items():
-        text += [("", 8, _INK), (question, 18, _FAINT), (answer, 24, _INK)]
-    return _compose(canvas, thumbnail, [(title, 26, _INK), (details, 15, _FAINT)], text, font)
+        text += [("", 8, _DARK), (question, 18, _GREY), (answer, 24, _DARK)]
+    return _compose(canvas, thumbnail, [(title, 26, _DARK), (details, 15, _GREY)], text, font)
 
 
 def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) -> np.ndarray:
-    """The 8-bit levels of tiles `[tiles, 3, size, size]`, normalisation undone: `[tiles, size, size, 3]`."""
+    """Undoes rescaling and normalization: `[tiles, 3, size, size]` to 8-bit values `[tiles, size, size, 3]`."""
     setting = image_processor._settings(images_kwargs)
     if setting("do_normalize"):
         mean, std = (torch.tensor(setting(name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
@@ -88,7 +90,7 @@ def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) ->
 
 
 def _scale(limit: float) -> float:
-    """The largest scale up to `limit` that repeats whole pixels, or `limit` itself where pixels must be left out."""
+    """The largest integer scale up to `limit`, or `limit` itself if it is below 1."""
     return float(int(limit)) if limit >= 1 else limit
 
 
@@ -97,35 +99,35 @@ def _resized(image: PIL.Image.Image, scale: float) -> PIL.Image.Image:
     return image.resize(size, PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.LANCZOS)
 
 
-def _colour(index: int, count: int) -> tuple[int, int, int]:
-    """A strong colour for one of `count` tiles, far from those of its neighbours in reading order."""
+def _color(index: int, count: int) -> tuple[int, int, int]:
+    """A saturated color for one of `count` tiles, with a hue far from those of the previous and the next tile."""
     hue = (0.58 + index * 0.382) % 1.0 if count > 1 else 0.58
     return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.42, 0.85))
 
 
 def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: float) -> PIL.Image.Image:
-    """The canvas at `scale`, its tiles `[tiles, 2]` (top, left) outlined and what several of them see shaded."""
+    """The canvas at `scale`, with the tiles at `windows` (`[tiles, 2]`: top, left) outlined and overlaps shaded."""
     covered = np.zeros((canvas.height, canvas.width), int)
     for top, left in windows:
         covered[top : top + size, left : left + size] += 1
-    shade = np.select([covered > 2, covered > 1], [110, 65]).astype(np.uint8)  # four tiles meet where two axes do
-    canvas = PIL.Image.composite(PIL.Image.new("RGB", canvas.size, _SHADE), canvas, PIL.Image.fromarray(shade))
+    shade = np.select([covered > 2, covered > 1], [110, 65]).astype(np.uint8)  # up to four tiles overlap
+    canvas = PIL.Image.composite(PIL.Image.new("RGB", canvas.size, _ORANGE), canvas, PIL.Image.fromarray(shade))
     canvas = _resized(canvas, scale)
     draw = ImageDraw.Draw(canvas)
     font = _font(max(11, min(18, round(size * scale / 9))))
     for index, (top, left) in enumerate(windows.tolist()):
-        colour = _colour(index, len(windows))
+        color = _color(index, len(windows))
         box = [round(side * scale) for side in (left, top, left + size, top + size)]
-        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=colour, width=3)
+        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=color, width=3)
         label = str(index + 1)
         right, bottom = draw.textbbox((box[0] + 8, box[1] + 5), label, font=font)[2:]
-        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=colour)
-        draw.text((box[0] + 8, box[1] + 5), label, font=font, fill=_PAPER)
+        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=color)
+        draw.text((box[0] + 8, box[1] + 5), label, font=font, fill=_WHITE)
     return canvas
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Lines of at most `width` pixels, broken between words, inside them where one alone is too long."""
+    """Splits text into lines of at most `width` pixels, at spaces, and inside words that are too long for a line."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -150,15 +152,15 @@ def _font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
 
 
 def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, path: str | None) -> PIL.Image.Image:
-    """Pieces of text, each with its size and colour, one below the other on paper of this width."""
+    """Draws pieces of text, each with its size and color, below each other on a white image of this width."""
     lines = []
-    for text, size, colour in parts:
+    for text, size, color in parts:
         font = _font(size, path)
-        lines += [(line, font, size, colour) for line in _wrap(text, font, width)]
-    block = PIL.Image.new("RGB", (width, sum(round(size * 1.35) for _, _, size, _ in lines) + 4), _PAPER)
+        lines += [(line, font, size, color) for line in _wrap(text, font, width)]
+    block = PIL.Image.new("RGB", (width, sum(round(size * 1.35) for _, _, size, _ in lines) + 4), _WHITE)
     draw, top = ImageDraw.Draw(block), 0
-    for line, font, size, colour in lines:
-        draw.text((0, top), line, font=font, fill=colour)
+    for line, font, size, color in lines:
+        draw.text((0, top), line, font=font, fill=color)
         top += round(size * 1.35)
     return block
 
@@ -166,7 +168,7 @@ def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, 
 def _compose(
     canvas: PIL.Image.Image, thumbnail: PIL.Image.Image, head: list, text: list, font: str | None
 ) -> PIL.Image.Image:
-    """Puts the canvas under the caption, and thumbnail and text to its right, or below it where it is wide and low."""
+    """Places the canvas below the caption, and thumbnail and text right of the canvas, or below it if it is wide."""
     below = canvas.width > 2 * canvas.height
     text_left = thumbnail.width + _MARGIN if below else 0
     width = max(canvas.width, 2 * _PANEL_WIDTH) if below else canvas.width + _MARGIN + _PANEL_WIDTH
@@ -177,7 +179,7 @@ def _compose(
     top = _MARGIN + head.height + 12
     left, panel_top = (0, canvas.height + _MARGIN) if below else (canvas.width + _MARGIN, 0)
     height = max(canvas.height, panel_top + panel_height)
-    image = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _PAPER)
+    image = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _WHITE)
     image.paste(head, (_MARGIN, _MARGIN))
     image.paste(canvas, (_MARGIN, top))
     image.paste(thumbnail, (_MARGIN + left, top + panel_top))

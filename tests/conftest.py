@@ -1,18 +1,17 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What the tests share: the fixtures on disk, a small tokenizer, processors and random models of few parameters."""
+"""Shared fixtures: checkpoints on disk, and small tokenizers, processors, models and model inputs."""
 
 import os
 from pathlib import Path
 
 
-# Both before the libraries are imported. The models are so small that threads would mostly wait for one another.
+# Set before the libraries are imported. The models are so small that several threads would only slow them down.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
+from helpers import END_OF_TEXT, assistant, make_image, user
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast, set_seed
 
@@ -27,7 +26,6 @@ from jvlm.processing import resizing
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
-END_OF_TEXT = "<|endoftext|>"
 CORPUS = [
     " User: What is the name of this lady? Assistant: Her name is Ada.<|endoftext|>",
     " User: Which of the two images is darker? Assistant: The first one is darker.<|endoftext|>",
@@ -36,16 +34,18 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def exact_resize() -> None:
-    """Skips what compares pixels to the last bit where PyTorch's resize rounds the places it samples twice: 2.6."""
+    """Skips bitwise pixel comparisons if PyTorch rounds sample positions differently, as PyTorch 2.6 does."""
     before, after, weight = resizing._samples(1300, 378)
     expected = torch.from_numpy(before).float().lerp(torch.from_numpy(after).float(), weight)
     ramp = torch.arange(1300.0).view(1, 1, 1, -1)
     if not torch.equal(torch.nn.functional.interpolate(ramp, size=(1, 378), mode="bilinear").flatten(), expected):
-        pytest.skip(f"PyTorch {torch.__version__} resizes with other roundings than the published code had.")
+        pytest.skip(
+            f"PyTorch {torch.__version__} rounds differently in resizing than the version that made the fixtures."
+        )
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on two sentences, without image tokens; pads on the left, has no BOS token."""
+    """Byte-level BPE trained on two sentences. It has no image tokens and no BOS token, and pads on the left."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -74,8 +74,9 @@ def bare_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def build_processor():
     """
-    A function (layout, **settings of either processor) to a new small processor: tiles of 56 pixels, 7×7 patches of 8
-    pixels, neighbours overlapping by two patches; 3×4 pooled cells a tile in the independent layout, 4×4 stitched.
+    A function (layout, tokenizer, add_bos_token, **image processor settings) that builds a small processor: tiles of
+    56 pixels with 7×7 patches, overlapping by two patches. A tile has 3×4 pooled cells in the independent layout and
+    4×4 in the stitched one.
     """
 
     def build(layout: str = "independent", tokenizer=None, add_bos_token: bool = False, **image_settings):
@@ -88,7 +89,7 @@ def build_processor():
 
 @pytest.fixture
 def build_config():
-    """A function (layout, **fields) to the configuration that goes with `build_processor`."""
+    """A function (layout, **fields) that builds a configuration matching `build_processor`."""
 
     def build(layout: str = "independent", **fields) -> JinaVLMConfig:
         tokenizer = train_tokenizer()
@@ -137,7 +138,7 @@ def build_config():
 
 @pytest.fixture
 def build_model(build_config):
-    """A function (layout, **fields of the configuration) to a new random model, always the same, in eval mode."""
+    """A function (layout, **configuration fields) that builds a model in eval mode, with the same random weights."""
 
     def build(layout: str = "independent", attn_implementation: str = "sdpa", **fields):
         set_seed(0)
@@ -151,63 +152,59 @@ def build_model(build_config):
     return build
 
 
-def make_image(height: int, width: int, seed: int = 0) -> PIL.Image.Image:
-    """A smooth random RGB image."""
-    rng = np.random.default_rng(seed)
-    coarse = PIL.Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-    return coarse.resize((width, height), PIL.Image.Resampling.BICUBIC)
+@pytest.fixture
+def build_inputs(build_processor):
+    """
+    A function (layout, text, images) that builds model inputs. The default is a padded batch of a row with one image,
+    a row with two images and a row without images.
+    """
+
+    def build(layout: str = "independent", text=None, images=None):
+        if text is None:
+            text = ["<|image|> Who is this?", "Between <|image|> and <|image|>?", "Well?"]
+            images = [[make_image(90, 130, 0)], [make_image(40, 40, 1), make_image(60, 200, 2)], []]
+        return build_processor(layout)(images=images, text=text, padding=True, return_tensors="pt")
+
+    return build
 
 
 @pytest.fixture(name="make_image")
 def make_image_fixture():
-    """A function (height, width, seed) to a smooth random RGB image."""
+    """A function (height, width, seed) that makes a smooth random RGB image."""
     return make_image
 
 
 @pytest.fixture(scope="session")
 def release() -> Path:
-    """The folder of the small checkpoint in the published layout and the published code's answers."""
+    """The folder with the small published checkpoint and the outputs of the published code."""
     return FIXTURES / "release_tiny"
 
 
 @pytest.fixture(scope="session")
 def qwen3_vocabulary() -> Path:
-    """The folder of the Qwen3 vocabulary."""
+    """The folder of Qwen3's tokenizer."""
     return FIXTURES / "qwen3_tokenizer"
 
 
 @pytest.fixture(scope="session")
 def released_model(release):
-    """The small checkpoint in the published layout, loaded once; tests must not change it."""
+    """The model of the small published checkpoint, loaded once. Tests must not modify it."""
     return AutoModelForImageTextToText.from_pretrained(release / "checkpoint").eval()
 
 
 @pytest.fixture
 def released_processor(release):
-    """The processor of the small checkpoint in the published layout."""
+    """The processor of the small published checkpoint."""
     return AutoProcessor.from_pretrained(release / "checkpoint")
-
-
-def user(*parts) -> dict:
-    """A user's message of images and texts."""
-    content = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part} for part in parts
-    ]
-    return {"role": "user", "content": content}
-
-
-def assistant(text: str) -> dict:
-    """An assistant's message."""
-    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
 @pytest.fixture(name="user")
 def user_message():
-    """A function (*images and texts) to a user's message."""
+    """A function (*images and texts) that makes a user message."""
     return user
 
 
 @pytest.fixture(name="assistant")
 def assistant_message():
-    """A function (text) to an assistant's message."""
+    """A function (text) that makes an assistant message."""
     return assistant

@@ -1,16 +1,16 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The Auto classes and the image-text-to-text pipeline, on checkpoints in our layout and in the published one."""
+"""The Auto classes and the image-text-to-text pipeline, with new checkpoints of both layouts and the published one."""
 
-import base64
 import functools
 import importlib
 import io
-import subprocess
 import sys
 from threading import Thread
 
+import PIL.Image
 import pytest
 import torch
+from helpers import LAYOUTS, chat_inputs, encode_base64, encode_image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,6 +20,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     TextIteratorStreamer,
+    dynamic_module_utils,
     pipeline,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -34,13 +35,12 @@ from jvlm import (
 )
 
 
-KINDS = ["independent", "stitched", "published"]
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*LAYOUTS, "published"])
 def checkpoint(request, release, build_model, build_processor, tmp_path):
-    """A folder with a model and its processor."""
+    """The folder of a model and its processor."""
     if request.param == "published":
         return release / "checkpoint"
     folder = tmp_path / "checkpoint"
@@ -51,7 +51,7 @@ def checkpoint(request, release, build_model, build_processor, tmp_path):
 
 @pytest.fixture
 def messages(monkeypatch) -> list[str]:
-    """What the pipelines log as errors and warnings or ask on the terminal, from the start of the test on."""
+    """The warnings and errors that pipelines log and the questions that they ask on the terminal."""
     messages = []
     monkeypatch.setattr("builtins.input", lambda prompt="": messages.append(prompt) or "n")
     for level in ("warning", "error"):
@@ -82,12 +82,12 @@ def test_auto_classes(checkpoint):
     assert type(config) is JinaVLMConfig
 
 
-def test_base_model_and_whole_model_have_the_same_weights(checkpoint):
+def test_base_model_and_full_model_have_the_same_weights(checkpoint):
     base = AutoModel.from_pretrained(checkpoint).state_dict()
-    whole = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
-    assert {f"model.{name}" for name in base} | {"lm_head.weight"} == set(whole)
+    full = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
+    assert {f"model.{name}" for name in base} | {"lm_head.weight"} == set(full)
     for name, weight in base.items():
-        assert torch.equal(weight, whole[f"model.{name}"]), name
+        assert torch.equal(weight, full[f"model.{name}"]), name
 
 
 def test_auto_model_for_vision2seq(checkpoint, make_image, user, tmp_path):
@@ -98,65 +98,60 @@ def test_auto_model_for_vision2seq(checkpoint, make_image, user, tmp_path):
     assert type(model) is JinaVLMForConditionalGeneration
     assert type(AutoModelForVision2Seq.from_config(model.config)) is JinaVLMForConditionalGeneration
     processor = AutoProcessor.from_pretrained(checkpoint)
-    inputs = processor.apply_chat_template(
-        [user(make_image(90, 130), "Who?")], tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = chat_inputs(processor, [user(make_image(90, 130), "Who?")])
     output = model.generate(**inputs, **GREEDY)
     model.save_pretrained(tmp_path / "saved")
     again = AutoModelForVision2Seq.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.generate(**inputs, **GREEDY), output)
 
 
-def test_registering_again_changes_nothing():
+def test_register_is_idempotent():
     jvlm.registration.register()
     assert MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] == "JinaVLMForConditionalGeneration"
     assert AutoModelForImageTextToText._model_mapping[JinaVLMConfig] is JinaVLMForConditionalGeneration
 
 
-def test_import_needs_no_checkpoint_code(release):
-    """A published folder names remote code, which is neither asked for nor run, whatever `trust_remote_code` is."""
-    program = f"""
-import sys
-import jvlm
-from transformers import AutoModelForCausalLM, AutoProcessor
-for trust in (False, True):
-    model = AutoModelForCausalLM.from_pretrained({str(release / "checkpoint")!r}, trust_remote_code=trust)
-    processor = AutoProcessor.from_pretrained({str(release / "checkpoint")!r}, trust_remote_code=trust)
-    assert type(model) is jvlm.JinaVLMForConditionalGeneration
-    assert type(processor) is jvlm.JinaVLMProcessor
-assert not any(name.startswith("transformers_modules") for name in sys.modules)
-print("done")
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.stdout.strip().endswith("done"), result.stderr
+def test_published_folder_loads_without_its_remote_code(release, monkeypatch):
+    """The folder names remote code. It is not run and the user is not asked, whatever `trust_remote_code` is."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError("remote code was requested")
+
+    monkeypatch.setattr("builtins.input", fail)
+    monkeypatch.setattr(dynamic_module_utils, "get_cached_module_file", fail)
+    modules = set(sys.modules)
+    for trust in (False, True):
+        model = AutoModelForCausalLM.from_pretrained(release / "checkpoint", trust_remote_code=trust)
+        processor = AutoProcessor.from_pretrained(release / "checkpoint", trust_remote_code=trust)
+        assert type(model) is JinaVLMForConditionalGeneration
+        assert type(processor) is JinaVLMProcessor
+    assert not any(name.startswith("transformers_modules") for name in set(sys.modules) - modules)
 
 
 # Pipeline
 
 
 def answer(pipe, chat, **kwargs) -> str:
-    """What the model says to a chat when asked without the pipeline."""
+    """The answer of the model to a chat, without the pipeline."""
     kwargs = {**GREEDY, **kwargs}
-    inputs = pipe.processor.apply_chat_template(
-        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+    inputs = chat_inputs(pipe.processor, chat)
     output = pipe.model.generate(**inputs, **kwargs)[0, inputs["input_ids"].shape[1] :]
     return pipe.processor.decode(output, skip_special_tokens=True)
 
 
-def test_chats(pipe, messages, make_image, user, assistant, tmp_path):
+def test_pipeline_answers_chats(pipe, messages, make_image, user, assistant, tmp_path):
     image = make_image(90, 130)
     image.save(tmp_path / "image.png")
-    text = base64.b64encode((tmp_path / "image.png").read_bytes()).decode()
+    text = encode_base64(image)
     expected = answer(pipe, [user(image, "Who is this?")])
     for part in ({"image": image}, {"path": str(tmp_path / "image.png")}, {"base64": text}):
         chat = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": "Who is this?"}]}]
         output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
         assert output[0]["generated_text"] == expected
-    # The whole chat with the answer.
+    # The full chat with the answer.
     output = pipe(text=[user(image, "Who is this?")], generate_kwargs=GREEDY)
     assert output[0]["generated_text"][-1] == {"role": "assistant", "content": expected}
-    # Several turns, and no image at all.
+    # Several turns, and no images.
     for chat in (
         [user(image, "Who is this?"), assistant("Ada."), user(make_image(40, 40), "And here?")],
         [user("Well?")],
@@ -166,7 +161,7 @@ def test_chats(pipe, messages, make_image, user, assistant, tmp_path):
     assert messages == []
 
 
-def test_images_and_text(pipe, messages, make_image):
+def test_pipeline_takes_images_and_text(pipe, messages, make_image):
     image = make_image(90, 130)
     inputs = pipe.processor(images=image, text="<|image|> Who is this?", return_tensors="pt")
     output = pipe.model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
@@ -175,18 +170,18 @@ def test_images_and_text(pipe, messages, make_image):
     assert output[0]["generated_text"] == expected
     output = pipe(images=[image], text=" Who is this?", generate_kwargs=GREEDY, return_full_text=False)
     assert output[0]["generated_text"] == expected
-    # All but the hint that there is a chat template.
+    # The only message is the recommendation to use a chat template.
     assert [message for message in messages if "not formatted as a chat" not in message] == []
 
 
-def test_batches(pipe, messages, make_image, user):
-    """Chats of different lengths, two at a time, answer as one by one."""
+def test_pipeline_batches(pipe, messages, make_image, user):
+    """Batches of chats of different lengths give the same answers as single chats."""
     chats = [
         [user(make_image(90, 130), "Who is this?")],
         [user(make_image(40, 40), "And here?")],
         [user(make_image(60, 200), make_image(50, 50), "Which of the two images is darker?")],
         [user(make_image(40, 40, 1), "Who?")],
-        # The pipeline does not mix chats with and without images in one batch.
+        # The pipeline does not support chats with and without images in one batch.
         [user("Well?")],
         [user("Which of the two images is darker?")],
     ]
@@ -195,7 +190,7 @@ def test_batches(pipe, messages, make_image, user):
     assert messages == []
 
 
-def test_generate_kwargs(pipe, make_image, user):
+def test_pipeline_generate_kwargs(pipe, make_image, user):
     chat = [user(make_image(90, 130), "Who is this?")]
     output = pipe(text=chat, generate_kwargs={**GREEDY, "num_beams": 3}, return_full_text=False)
     assert output[0]["generated_text"] == answer(pipe, chat, num_beams=3)
@@ -204,7 +199,7 @@ def test_generate_kwargs(pipe, make_image, user):
     assert output[0]["generated_text"] == expected
 
 
-def test_processor_kwargs(pipe, make_image, user, monkeypatch):
+def test_pipeline_processor_kwargs(pipe, make_image, user, monkeypatch):
     chat = [user(make_image(500, 1200), "Who is this?")]
     tiles, encode = [], pipe.model.model.get_image_features
 
@@ -222,13 +217,7 @@ def test_processor_kwargs(pipe, make_image, user, monkeypatch):
 def test_streamer(checkpoint, make_image, user):
     model = AutoModelForImageTextToText.from_pretrained(checkpoint)
     processor = AutoProcessor.from_pretrained(checkpoint)
-    inputs = processor.apply_chat_template(
-        [user(make_image(90, 130), "Who is this?")],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = chat_inputs(processor, [user(make_image(90, 130), "Who is this?")])
     output = model.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
     for tokenizer in (processor, processor.tokenizer):
         streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -239,12 +228,8 @@ def test_streamer(checkpoint, make_image, user):
         assert "".join(pieces) == processor.decode(output, skip_special_tokens=True)
 
 
-def test_bytes_in_memory(pipe, make_image, user):
-    """An image that has not been decoded yet answers as the decoded one."""
-    import PIL.Image
-
-    buffer = io.BytesIO()
-    make_image(90, 130).save(buffer, "PNG")
-    chat = [user(PIL.Image.open(buffer), "Who is this?")]
+def test_pipeline_takes_images_that_are_not_decoded_yet(pipe, make_image, user):
+    opened = PIL.Image.open(io.BytesIO(encode_image(make_image(90, 130))))
+    chat = [user(opened, "Who is this?")]
     output = pipe(text=chat, generate_kwargs=GREEDY, return_full_text=False)
     assert output[0]["generated_text"] == answer(pipe, [user(make_image(90, 130), "Who is this?")])

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The benchmark program at its smallest size: every stage measures what it says, results are kept and shown."""
+"""The benchmark program at its smallest size: measurements, stages, tables and plots."""
 
 import json
 
@@ -15,7 +15,7 @@ from benchmarks.stages import STAGES, merge_images
 
 
 CPU = torch.device("cpu")
-# Without those that start processes or need packages of their own, and a model that the oldest Transformers lacks.
+# All except those that start processes, need extra packages, or a model that the oldest Transformers lacks.
 QUICK = [name for name in STAGES if name not in ("loading", "quantization", "end_to_end_molmo2")]
 
 
@@ -24,34 +24,34 @@ def bench() -> Bench:
     return Bench("tiny", torch.float32, CPU)
 
 
-def test_measure_takes_turns():
+def test_measure_alternates_between_functions():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     measured = measure(functions, CPU, max_rounds=4)
     assert calls == ["a", "b"] * 4
-    assert [len(each.seconds) for each in measured.values()] == [3, 3]  # the first round warmed up
+    assert [len(each.seconds) for each in measured.values()] == [3, 3]  # without the warm-up round
     assert [len(each.seconds) for each in measure(functions, CPU, max_seconds=0).values()] == [1, 1]
 
 
 def test_peak_memory():
     measured = measure({"": lambda: torch.zeros(25_000_000)}, CPU, max_rounds=1)[""]
-    if measured.peak_memory is not None:  # only some systems tell
+    if measured.peak_memory is not None:  # not available on every system
         assert 100e6 <= measured.peak_memory < 130e6
 
 
 @torch.no_grad
-def test_baselines_have_our_weights(bench):
+def test_baselines_share_the_weights_of_the_model(bench):
     tiles, input_ids = bench.tiles(3), bench.text(9)
     features = bench.model.get_image_features(**tiles).last_hidden_state
     hidden_states = bench.tower.encoder(bench.tower.embeddings(tiles["pixel_values"])).last_hidden_state
     assert len(bench.tower.encoder.layers) == max(bench.config.vision_feature_layer) + 1
-    # Block 2, the deepest one in use, is the first of the features.
+    # The output of block 2, the last block in use, comes first in the features.
     assert torch.equal(features[..., : hidden_states.shape[-1]], hidden_states)
     assert torch.equal(bench.model(input_ids).logits, bench.decoder(input_ids).logits)
 
 
 @torch.no_grad
-def test_prompts(bench):
+def test_prompts_contain_the_image_tokens(bench):
     prompt = bench.prompt(bench.tiles(13))
     embeddings = merge_images(bench.model.model, prompt)
     outputs = bench.model(**prompt, use_cache=False)
@@ -65,7 +65,7 @@ def test_full_size_is_the_default_configuration():
     assert config.vision_feature_layer == [24, 18]
 
 
-def test_stages(tmp_path, monkeypatch):
+def test_stages_write_results_and_table(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "IMAGES", {(60, 80): "≤ 1/8"})
     monkeypatch.setattr(stages, "BATCHES", [(20, 30)])
     results = program.run("tiny", "float32", "cpu", QUICK, tmp_path, max_seconds=0)
@@ -75,7 +75,7 @@ def test_stages(tmp_path, monkeypatch):
         for record in result["records"]:
             assert record["median"] > 0
     table = (tmp_path / "results.md").read_text()
-    for stage, words in {
+    for stage, expected in {
         "image_processing": ["80 × 60", "SmolVLM, Pillow", "JinaVLM, antialiased"],
         "vision": ["bare tower", "≤ 1.05"],
         "prefill": ["bare tower + bare Qwen3", "220 tokens in all"],
@@ -84,16 +84,16 @@ def test_stages(tmp_path, monkeypatch):
         "growth_text": ["2048 tokens"],
     }.items():
         lines = [line for line in table.splitlines() if line.startswith(f"| {stage.replace('_', ' ')}, float32")]
-        for word in words:
-            assert any(word in line for line in lines), (stage, word)
-    # A stage that is run again replaces its result, one of other settings joins the others.
+        for text in expected:
+            assert any(text in line for line in lines), (stage, text)
+    # A repeated stage replaces its result. A stage with other settings is added.
     again = program.run("tiny", "bfloat16", "cpu", ["connector"], tmp_path, max_seconds=0)
     assert len(again) == len(QUICK) + 1
     again = program.run("tiny", "bfloat16", "cpu", ["connector"], tmp_path, max_seconds=0)
     assert len(again) == len(QUICK) + 1
 
 
-def test_growth_curves(tmp_path):
+def test_plot_of_growth_curves(tmp_path):
     points = [{"axis": "tiles", "value": value, "name": "tower", "median": value / 2} for value in (1, 4, 13)]
     result = {"stage": "growth_tiles", "dtype": "float32", "records": points}
     assert report.plot([result], tmp_path / "growth.png")
@@ -103,14 +103,14 @@ def test_growth_curves(tmp_path):
     assert not (tmp_path / "nothing.png").exists()
 
 
-def test_molmo2(bench):
+def test_molmo2_accepts_its_inputs(bench):
     pytest.importorskip("transformers.models.molmo2")
     model, inputs = bench.other(OTHERS[0])
     with torch.no_grad():
         assert model(**inputs).logits.shape[1] == inputs["input_ids"].shape[1]
 
 
-def test_selection_of_stages(capsys):
+def test_stages_are_selected_by_prefix(capsys):
     assert program.select([]) == list(STAGES)
     assert program.select(["growth", "vision"]) == ["vision", *(name for name in STAGES if name.startswith("growth"))]
     with pytest.raises(SystemExit):
@@ -118,7 +118,7 @@ def test_selection_of_stages(capsys):
     assert "no stage 'speed'" in capsys.readouterr().err
 
 
-def test_numbers_in_the_table():
+def test_format_of_the_table():
     record = {"case": "c", "name": "n", "wanted": "", "peak_memory": 1_500_000_000}
     rows = [record | {"median": 0.0123, "ratio": 0.1}, record | {"median": 2.5, "ratio": 1.034, "agreement": 0.75}]
     lines = report.table([{"stage": "decode", "dtype": "bfloat16", "records": rows}]).splitlines()

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The digit pages and the training script of the small model."""
+"""The pages of digits and the training program of the small model."""
 
 import json
 
@@ -13,13 +13,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipVisio
 from examples.digits import train
 from examples.digits.evaluate import MODEL
 from examples.digits.pages import (
+    BACKGROUND,
     COUNT,
     DESCRIBE,
     GRIDS,
     LARGEST,
     MAX_DIGITS,
     NUM_HELD_OUT,
-    PAPER,
     PATCH_SIZE,
     QUESTIONS,
     READ,
@@ -39,7 +39,7 @@ def processor():
 
 
 def ink_coded_samples():
-    """Two samples whose ink tells the digit: a block, its right half as dark as its left one (1) or fainter (0)."""
+    """Samples that encode their digit: a block whose right half is as dark as its left half (1) or brighter (0)."""
     samples = []
     for digit in (0, 1):
         ink = np.zeros((8, 8), np.uint8)
@@ -49,7 +49,7 @@ def ink_coded_samples():
 
 
 def read_ink(image: PIL.Image.Image) -> list[int]:
-    """Digits of a page of `ink_coded_samples`, line by line from left to right, read off its pixels."""
+    """Reads the digits of a page of `ink_coded_samples` from its pixels, in reading order."""
     ink = 255.0 - np.asarray(image.convert("L"))
     found = []
     for region in regionprops(label(ink > 20)):
@@ -59,13 +59,13 @@ def read_ink(image: PIL.Image.Image) -> list[int]:
     found.sort()
     lines = [[]]
     for index, (centre, left, digit) in enumerate(found):
-        if index and centre - found[index - 1][0] > 9:  # digits of a line stand closer together than lines do
+        if index and centre - found[index - 1][0] > 9:  # lines are further apart than digits within a line
             lines.append([])
         lines[-1].append((left, digit))
     return [digit for line in lines for _, digit in sorted(line)]
 
 
-def test_digits_are_told_in_reading_order():
+def test_digits_are_in_reading_order():
     for seed in range(60):
         page = draw_page(ink_coded_samples(), np.random.default_rng(seed), GRIDS[seed % 12], MAX_DIGITS, augment=False)
         assert page.digits == read_ink(page.image)
@@ -73,7 +73,7 @@ def test_digits_are_told_in_reading_order():
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_every_page_gives_its_grid(processor, grid, augment):
+def test_image_processor_selects_the_grid_of_a_page(processor, grid, augment):
     samples = load_samples("train")
     for seed in range(8):
         page = draw_page(samples, np.random.default_rng(seed), grid, 1 + seed % MAX_DIGITS, augment)
@@ -81,7 +81,7 @@ def test_every_page_gives_its_grid(processor, grid, augment):
         assert 1 <= len(page.digits) <= 1 + seed % MAX_DIGITS
 
 
-def test_held_out_pages_are_always_the_same_and_over_all_grids():
+def test_held_out_pages_are_deterministic_and_cover_all_grids():
     first, second = held_out_pages(24), held_out_pages(24)
     assert [page.image.tobytes() for page in first] == [page.image.tobytes() for page in second]
     assert [page.digits for page in first] == [page.digits for page in second]
@@ -91,7 +91,7 @@ def test_held_out_pages_are_always_the_same_and_over_all_grids():
     assert {len(page.digits) for page in held_out_pages(72)} == set(range(1, MAX_DIGITS + 1))
 
 
-def test_no_held_out_sample_is_trained_on():
+def test_held_out_samples_are_not_in_the_training_set():
     (images, labels), (held_out, held_out_labels) = load_samples("train"), load_samples("test")
     trained = {image.tobytes() for image in images}
     assert not any(image.tobytes() in trained for image in held_out)
@@ -100,7 +100,7 @@ def test_no_held_out_sample_is_trained_on():
     assert {image.tobytes() for image in DigitPages(8, QUESTIONS, 4).samples[0]} == trained
 
 
-def test_answers_are_right():
+def test_answers():
     page = Page([[3, 1], [9, 2]])
     answers = {question: page.answer(question) for question in QUESTIONS}
     assert answers == {
@@ -112,13 +112,13 @@ def test_answers_are_right():
     }
 
 
-def test_captions_tell_the_lines():
+def test_captions():
     page = Page([[3, 1], [9]])
     assert page.answer(DESCRIBE) == "3 digits, line 1: 3 1, line 2: 9"
     assert page.digits == [3, 1, 9]
 
 
-def test_training_rows_are_always_the_same_and_share_a_grid_in_a_batch(processor):
+def test_training_rows_are_deterministic_and_a_batch_has_one_grid(processor):
     rows, again = DigitPages(400, QUESTIONS, 4, growth=0.5), DigitPages(400, QUESTIONS, 4, growth=0.5)
     grids = set()
     for start in (0, 100, 240, 396):
@@ -136,11 +136,11 @@ def test_training_rows_are_always_the_same_and_share_a_grid_in_a_batch(processor
     assert rows[0]["images"][0].tobytes() != other[0]["images"][0].tobytes()
 
 
-def test_pages_told_in_words_are_answered_like_images():
+def test_pages_given_as_text():
     rows = DigitPages(60, [READ, COUNT], 4, text_only_share=0.5)
-    told = [row for row in map(rows.__getitem__, range(60)) if not row["images"]]
-    assert 15 < len(told) < 45
-    for row in told:
+    text_rows = [row for row in map(rows.__getitem__, range(60)) if not row["images"]]
+    assert 15 < len(text_rows) < 45
+    for row in text_rows:
         words = row["messages"][0]["content"][0]["text"]
         digits = [word for word in words.split() if word != "/"]
         answers = {
@@ -148,10 +148,10 @@ def test_pages_told_in_words_are_answered_like_images():
             for turn in (0, 2)
         }
         assert answers == {READ: " ".join(digits), COUNT: str(len(digits))}
-    assert any("/" in row["messages"][0]["content"][0]["text"] for row in told)
+    assert any("/" in row["messages"][0]["content"][0]["text"] for row in text_rows)
 
 
-def test_labels_are_the_answers_and_their_end_marks(processor):
+def test_labels_are_the_answers(processor):
     pages = DigitPages(64, [*QUESTIONS, DESCRIBE], 4)
     rows = [pages[index] for index in (0, 20, 63)]
     batch = DataCollatorForJinaVLM(processor)(rows)
@@ -162,26 +162,26 @@ def test_labels_are_the_answers_and_their_end_marks(processor):
         assert processor.tokenizer.decode(labels[labels != -100]) == expected
 
 
-def test_a_digit_is_one_token(processor):
+def test_digit_is_one_token(processor):
     assert len(processor.tokenizer.tokenize(" 0 1 2 3 4 5 6 7 8 9")) == 10
 
 
-def test_patches_are_labelled_with_what_covers_their_centre():
+def test_patch_labels_are_the_digits_at_their_centres():
     tiles = DigitTiles(8)
     tiles.samples = [PIL.Image.fromarray(np.full((8, 8), 255, np.uint8))] * 3, np.array([3, 5, 7])
     inked = []
     for tile in map(tiles.__getitem__, range(8)):
         centres = tile["pixel_values"][0, PATCH_SIZE // 2 :: PATCH_SIZE, PATCH_SIZE // 2 :: PATCH_SIZE]
-        is_digit = (tile["labels"] != PAPER).reshape(centres.shape)
+        is_digit = (tile["labels"] != BACKGROUND).reshape(centres.shape)
         assert (centres[~is_digit] == 1).all()
-        assert set(tile["labels"]) <= {3, 5, 7, PAPER}
+        assert set(tile["labels"]) <= {3, 5, 7, BACKGROUND}
         inked += (centres[is_digit] < 0).tolist()
-    # Samples that are turned leave the corners of their squares white.
+    # The corners of a rotated sample stay white.
     assert len(inked) > 50
     assert np.mean(inked) > 0.8
 
 
-def test_every_step_leaves_what_the_next_one_needs(tmp_path):
+def test_training_runs_all_steps_once(tmp_path):
     steps = {"vision_steps": 2, "language_steps": 2, "caption_steps": 2, "question_steps": 2, "batch_size": 2}
     arguments = {**steps, "output_dir": tmp_path, "num_workers": 0}
     words = [str(word) for name, value in arguments.items() for word in (f"--{name}", value)]
@@ -201,7 +201,7 @@ def test_every_step_leaves_what_the_next_one_needs(tmp_path):
     assert list(logs) == ["vision_tower", "language", "captions", "questions"]
     assert (tmp_path / "model" / "losses.png").read_bytes().startswith(b"\x89PNG")
 
-    # What is complete is not done again.
+    # Complete steps are not repeated.
     changed = {
         path: path.stat().st_mtime_ns for name in names[:-1] for path in (tmp_path / name).rglob("*.safetensors")
     }

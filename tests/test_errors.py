@@ -1,8 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What goes wrong must say so: every error names what is wrong and what would mend it."""
+"""Errors: every message names the offending value and how to fix it."""
 
 import base64
-import io
 import json
 import shutil
 import struct
@@ -13,6 +12,7 @@ import PIL.Image
 import PIL.ImageFile
 import pytest
 import torch
+from helpers import LAYOUTS, encode_image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -26,7 +26,7 @@ from transformers import (
 
 @pytest.fixture(autouse=True)
 def pillow_settings():
-    """Pillow's settings stay as the user has them, whatever goes wrong."""
+    """Asserts that Pillow's global settings do not change."""
 
     def settings():
         return PIL.Image.MAX_IMAGE_PIXELS, PIL.ImageFile.LOAD_TRUNCATED_IMAGES
@@ -67,8 +67,8 @@ def assert_message(error, *words: str):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("layout", ["independent", "stitched"])
-def test_placeholders_without_images(build_processor, make_image, layout, prompts, counts, words):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_numbers_of_placeholders_and_images_differ(build_processor, make_image, layout, prompts, counts, words):
     if isinstance(counts, list):
         images = [[make_image(40, 40)] * count for count in counts]
     else:
@@ -78,7 +78,7 @@ def test_placeholders_without_images(build_processor, make_image, layout, prompt
     assert_message(error, *words)
 
 
-def test_chat_without_its_images(processor):
+def test_chat_template_without_images(processor):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]
     with pytest.raises(ValueError, match=r"1 <\|image\|> but 0 images"):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True)
@@ -92,13 +92,13 @@ def test_image_tokens_in_a_prompt(processor, make_image, token):
         assert_message(error, "Prompt 1", repr(token), "'<|image|>'")
 
 
-def test_prompts_that_are_no_texts(processor):
+def test_prompts_are_not_strings(processor):
     with pytest.raises(ValueError, match="`text` must be a string or a list of strings"):
         processor(text=[["Who", "is"], ["this"]])
 
 
-def test_halves_of_surrogate_pairs(processor, make_image):
-    """What a character cut in two leaves, as in JSON; tokenizers would only say that it is no text."""
+def test_unpaired_surrogates_in_a_prompt(processor, make_image):
+    """A truncated JSON string may end in half of a character. The errors of tokenizers do not name it."""
     for half in ("\ud83d", "\udfff"):
         for kwargs in ({}, {"images": [[], [make_image(40, 40)]]}):
             with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
@@ -108,31 +108,31 @@ def test_halves_of_surrogate_pairs(processor, make_image):
             processor.apply_chat_template([{"role": "user", "content": half}], tokenize=True, return_dict=True)
 
 
-def test_nothing_at_all(processor):
+def test_no_inputs(processor):
     with pytest.raises(ValueError, match="`text` is an empty list"):
         processor(text=[])
     with pytest.raises(ValueError, match="at least one input"):
         processor()
 
 
-@pytest.mark.parametrize("layout", ["independent", "stitched"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_truncation_of_an_image(build_processor, make_image, layout, side):
+def test_truncation_of_image_tokens(build_processor, make_image, layout, side):
     processor = build_processor(layout)
     processor.tokenizer.truncation_side = side
-    prompts = ["text alone", "before <|image|> behind"]
+    prompts = ["only text", "before <|image|> after"]
     kwargs = {"text": prompts, "images": [[], [make_image(90, 130)]]}
-    whole = processor(**kwargs)["input_ids"][1]
-    is_image = np.isin(whole, processor.image_token_ids)
-    first, last = is_image.argmax(), len(whole) - 1 - is_image[::-1].argmax()
-    fits = last + 1 if side == "right" else len(whole) - first
+    full = processor(**kwargs)["input_ids"][1]
+    is_image = np.isin(full, processor.image_token_ids)
+    first, last = is_image.argmax(), len(full) - 1 - is_image[::-1].argmax()
+    fits = last + 1 if side == "right" else len(full) - first
     inputs = processor(**kwargs, truncation=True, max_length=int(fits))
     assert np.isin(inputs["input_ids"][1], processor.image_token_ids).sum() == is_image.sum()
     for max_length in (fits - 1, fits - 10, 3):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
             processor(**kwargs, truncation=True, max_length=int(max_length))
         assert_message(error, "prompt 1", f"of their {is_image.sum()} tokens", "`max_length`", "`max_crops`")
-    # All of an image is as much of a loss as a part.
+    # Truncating all tokens of an image is an error too.
     with pytest.raises(ValueError, match="Truncation would cut the images of prompt 0: 0 of"):
         processor(
             text="before, a text longer than that <|image|>"
@@ -147,38 +147,35 @@ def test_truncation_of_an_image(build_processor, make_image, layout, side):
 # Processor and model
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("independent", "stitched"), ("stitched", "independent")])
-def test_layouts_disagree(build_processor, build_model, make_image, ours, theirs):
-    inputs = build_processor(theirs)(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
-    model = build_model(ours)
+@pytest.mark.parametrize(("model_layout", "processor_layout"), [LAYOUTS, LAYOUTS[::-1]])
+def test_layouts_of_model_and_processor_differ(build_inputs, build_model, make_image, model_layout, processor_layout):
+    inputs = build_inputs(processor_layout, "<|image|>", make_image(90, 130))
+    model = build_model(model_layout)
     for call in (model, model.model, model.generate):
         with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
             call(**inputs)
         assert_message(
-            error, f'layout "{ours}"', "`config.pooled_grid`", "model and processor from the same checkpoint"
+            error, f'layout "{model_layout}"', "`config.pooled_grid`", "model and processor from the same checkpoint"
         )
 
 
-def test_image_tokens_and_features_disagree(build_processor, build_model, make_image):
-    model, processor = build_model(), build_processor()
-    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
+def test_numbers_of_image_tokens_and_features_differ(build_inputs, build_model, make_image):
+    model, inputs = build_model(), build_inputs(text="<|image|>", images=make_image(90, 130))
     inputs["input_ids"] = inputs["input_ids"][:, :-1]
     inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
     with pytest.raises(ValueError, match=r"tokens: 83, features: 84.*`image_token_id`.*model's"):
         model(**inputs)
 
 
-def test_tiles_and_positions_disagree(build_processor, build_model, make_image):
-    model, processor = build_model(), build_processor()
-    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
+def test_numbers_of_tiles_and_positions_differ(build_inputs, build_model, make_image):
+    model, inputs = build_model(), build_inputs(text="<|image|>", images=make_image(90, 130))
     inputs["image_token_positions"] = inputs["image_token_positions"][:-1]
     with pytest.raises(ValueError, match=r"`image_token_positions` has the shape \(6, 12\), but there are 7 tiles"):
         model(**inputs)
 
 
-def test_pixels_without_positions(build_processor, build_model, make_image):
-    model, processor = build_model(), build_processor()
-    inputs = processor(images=make_image(90, 130), text="<|image|>", return_tensors="pt")
+def test_pixels_without_positions(build_inputs, build_model, make_image):
+    model, inputs = build_model(), build_inputs(text="<|image|>", images=make_image(90, 130))
     del inputs["image_token_positions"]
     with pytest.raises(ValueError, match="`image_token_positions`"):
         model(**inputs)
@@ -194,7 +191,7 @@ def assert_undecodable(image_processor, given, *words: str):
 
 
 def png(height: int, width: int) -> bytes:
-    """A PNG that says it has this size and contains next to nothing."""
+    """A PNG file whose header has this size and whose data is empty."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -204,7 +201,7 @@ def png(height: int, width: int) -> bytes:
 
 
 def test_decompression_bomb(processor, tmp_path):
-    """An error where Pillow raises one, a warning where it warns: the limit is the user's."""
+    """Pillow's limit applies, as the user has set it."""
     path = tmp_path / "bomb.png"
     path.write_bytes(png(40_000, 40_000))
     assert_undecodable(processor.image_processor, str(path), "bomb.png", "PIL.Image.MAX_IMAGE_PIXELS")
@@ -230,22 +227,20 @@ def test_decompression_bomb_warning(processor, make_image, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP"])
-def test_truncated_image(processor, make_image, tmp_path, kind):
-    buffer = io.BytesIO()
+def test_truncated_image_file(processor, make_image, tmp_path, kind):
     noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
-    PIL.Image.fromarray(noise).save(buffer, kind)
-    data = buffer.getvalue()
+    data = encode_image(PIL.Image.fromarray(noise), kind)
     path = tmp_path / f"half.{kind.lower()}"
     path.write_bytes(data[: len(data) // 2])
     assert_undecodable(processor.image_processor, str(path), path.name, "check that the file is complete")
-    # Opened by the caller, where Pillow reads the header alone.
+    # PIL.Image.open only reads the header.
     if kind != "WEBP":
         opened = PIL.Image.open(path)
         assert_undecodable(processor.image_processor, opened, "130×90", "check that the file is complete")
         assert_undecodable(processor.image_processor, [[make_image(40, 40), PIL.Image.open(path)]], "130×90")
 
 
-NO_IMAGES = {
+INVALID_FILES = {
     "empty": b"",
     "text": b"no image at all",
     "header": b"\x89PNG\r\n\x1a\n",
@@ -254,8 +249,8 @@ NO_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
-def test_files_that_are_no_images(processor, tmp_path, content):
+@pytest.mark.parametrize("content", INVALID_FILES.values(), ids=INVALID_FILES)
+def test_invalid_image_files(processor, tmp_path, content):
     path = tmp_path / "broken.png"
     path.write_bytes(content)
     assert_undecodable(processor.image_processor, str(path), "broken.png", "check that the file is complete")
@@ -264,16 +259,14 @@ def test_files_that_are_no_images(processor, tmp_path, content):
         processor.image_processor(text)
 
 
-def test_files_that_are_not_there(processor, tmp_path):
+def test_missing_image_file(processor, tmp_path):
     with pytest.raises(ValueError, match=r"absent\.png"):
         processor.image_processor(str(tmp_path / "absent.png"))
 
 
-def test_errors_quote_no_whole_images(processor, make_image):
-    """A base64 string that cannot be decoded is not repeated from end to end."""
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)).save(buffer, "PNG")
-    for content in (buffer.getvalue()[:20_000], bytes(20_000)):
+def test_error_messages_do_not_repeat_base64_images(processor, make_image):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 130, 3), dtype=np.uint8)
+    for content in (encode_image(PIL.Image.fromarray(noise))[:20_000], bytes(20_000)):
         text = base64.b64encode(content).decode()
         assert len(text) > 20_000
         with pytest.raises(ValueError) as error:  # noqa: PT011 - its length is checked below
@@ -292,13 +285,13 @@ def test_empty_arrays(processor, shape):
 
 
 @pytest.mark.parametrize("shape", [(60, 50, 2), (2, 60, 50), (60, 50, 5), (7, 60, 50), (60, 50, 12)], ids=str)
-def test_numbers_of_channels(processor, shape):
+def test_unsupported_numbers_of_channels(processor, shape):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         processor.image_processor(np.zeros(shape, np.uint8))
     assert_message(error, "1, 3 or 4 channels", str(shape))
 
 
-def test_channels_without_conversion(processor):
+def test_channels_without_rgb_conversion(processor):
     with pytest.raises(ValueError, match=r"3 channels.*\(60, 50, 4\).*`do_convert_rgb=True`"):
         processor.image_processor(np.zeros((60, 50, 4), np.uint8), do_convert_rgb=False)
     with pytest.raises(ValueError, match=r"3 channels.*`do_convert_rgb=True`"):
@@ -306,19 +299,19 @@ def test_channels_without_conversion(processor):
 
 
 @pytest.mark.parametrize("array", [np.array([["a"]]), np.zeros((9, 9, 3), complex), np.zeros((9, 9, 3), object)])
-def test_arrays_that_hold_no_numbers(processor, array):
+def test_unsupported_array_dtypes(processor, array):
     with pytest.raises((ValueError, TypeError)):
         processor.image_processor(array)
 
 
 @pytest.mark.parametrize("thing", [5, {"a": 1}, object()], ids=str)
-def test_things_that_are_no_images(processor, thing):
+def test_unsupported_types_of_images(processor, thing):
     with pytest.raises((ValueError, TypeError), match=r"entries|image|type"):
         processor.image_processor(thing)
 
 
 @pytest.mark.parametrize("do_resize", [False, True])
-def test_side_ratio(processor, do_resize):
+def test_aspect_ratio_limit(processor, do_resize):
     image_processor = processor.image_processor
     image_processor(PIL.Image.new("RGB", (400, 2)), do_resize=do_resize)
     for size in ((402, 2), (2, 402)):
@@ -336,19 +329,24 @@ def test_side_ratio(processor, do_resize):
         ({"size": {"height": 56, "width": 64}}, ["`size`", "56", "64"]),
         ({"size": {"height": 60, "width": 60}}, ["`size` (60)", "`patch_size` (8)"]),
         ({"patch_size": 9}, ["`size` (56)", "`patch_size` (9)"]),
+        ({"patch_size": 0}, ["`patch_size`", "0"]),
         ({"layout": "mosaic"}, ["`layout`", "'mosaic'"]),
         ({"overlap_margins": [4, 4]}, ["`overlap_margins`", "[4, 4]"]),
+        ({"overlap_margins": [4, 3]}, ["`overlap_margins` is [4, 3]", "7 patches"]),
+        ({"overlap_margins": [-1, 1]}, ["`overlap_margins` is [-1, 1]"]),
         ({"overlap_margins": [1]}, ["`overlap_margins`", "[1]"]),
+        ({"pooling_size": 0}, ["`pooling_size`", "0"]),
         ({"pooling_size": -1}, ["`pooling_size`", "-1"]),
         ({"pooling_size": 8}, ["`pooled_grid`", "[0, 1]", "`pooling_size` is 8", "7 patches"]),
         ({"pooled_grid": [3, 0]}, ["`pooled_grid`", "[3, 0]"]),
+        ({"pooled_grid": [3, 4, 1]}, ["`pooled_grid`", "[3, 4, 1]"]),
         ({"max_crops": 0}, ["`max_crops`", "0"]),
         ({"resample": PIL.Image.Resampling.LANCZOS}, ["`resample`", "BILINEAR"]),
         ({"layout": "stitched", "pooled_grid": [3, 4]}, ["`pooled_grid`", "[3, 4]"]),
     ],
     ids=str,
 )
-def test_settings_that_do_not_fit(processor, make_image, kwargs, words):
+def test_inconsistent_settings(processor, make_image, kwargs, words):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         processor.image_processor(make_image(40, 40), **kwargs)
     assert_message(error, *words)
@@ -359,7 +357,7 @@ def test_settings_that_do_not_fit(processor, make_image, kwargs, words):
 
 @pytest.fixture
 def published(release, tmp_path):
-    """A copy of the small checkpoint in the published layout, to be spoiled."""
+    """A copy of the small published checkpoint that tests may damage."""
     return shutil.copytree(release / "checkpoint", tmp_path / "published")
 
 
@@ -412,7 +410,7 @@ def test_unknown_value_in_a_published_config(published):
             auto_class.from_pretrained(published)
 
 
-# Published weights, and one of ours that each becomes.
+# Published weights, and one of the weights that each is converted to.
 PUBLISHED_WEIGHTS = {
     "vision_model.layers.3.attn.q_b": "vision_tower.encoder.layers.3.self_attn.q_proj.bias",
     "vision_model.layers.3.attn.qkv_w.weight": "vision_tower.encoder.layers.3.self_attn.q_proj.weight",
@@ -463,7 +461,7 @@ def test_missing_output_projection(published, caplog):
     assert_conversion_error(published, caplog, "layers.1.self_attn.o_proj.weight", "attn.out.weight is missing")
 
 
-def test_missing_head(published):
+def test_missing_published_head(published):
     change_weights(published, lambda weights: weights.pop("lm_head.weight"))
     with pytest.raises(ValueError, match=r"lacks weights: lm_head\.weight"):
         AutoModelForImageTextToText.from_pretrained(published)
@@ -471,7 +469,7 @@ def test_missing_head(published):
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "converted_name"),
     [
         ("model.vision_model.cls_token", "vision_model.cls_token"),
         ("model.vision_model.layers.3.attn.lscale", "vision_tower.encoder.layers.3.attn.lscale"),
@@ -481,11 +479,11 @@ def test_missing_head(published):
         ("model.something.weight", "something.weight"),
     ],
 )
-def test_surplus_published_weights(published, name, ours):
+def test_surplus_published_weights(published, name, converted_name):
     change_weights(published, lambda weights: weights.update({name: torch.zeros(32)}))
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         AutoModelForImageTextToText.from_pretrained(published)
-    assert_message(error, str(published), "holds unknown weights", ours)
+    assert_message(error, str(published), "holds unknown weights", converted_name)
 
 
 VECTORS = ("vision_model.layers.3.attn.q_b", "language_model.ln_f.weight")
@@ -498,7 +496,7 @@ VECTORS = ("vision_model.layers.3.attn.q_b", "language_model.ln_f.weight")
 def test_misshapen_published_weights(published, caplog, name, axis):
     def change(weights):
         weight = weights[f"model.{name}"]
-        # Halves of fused rows stay halves.
+        # Fused weights must stay divisible by two.
         size = weight.shape[axis] - (2 if weight.shape[axis] > 2 else 1)
         weights[f"model.{name}"] = weight.narrow(axis, 0, size).clone()
 
@@ -513,7 +511,7 @@ def test_misshapen_published_weights(published, caplog, name, axis):
 
 
 @pytest.mark.parametrize("part", ["q_b", "k_b", "v_b"])
-def test_biases_that_are_not_zero(published, caplog, part):
+def test_non_zero_language_model_biases(published, caplog, part):
     def change(weights):
         for layer in range(3):
             bias = torch.zeros(64 if part == "q_b" else 32)
@@ -526,7 +524,7 @@ def test_biases_that_are_not_zero(published, caplog, part):
 
 
 @pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen"])
-def test_weights_in_our_layout(build_model, tmp_path, damage):
+def test_damaged_weights(build_model, tmp_path, damage):
     build_model("stitched").save_pretrained(tmp_path)
     name = "model.connector.pooling.q_proj.weight"
 
@@ -539,15 +537,15 @@ def test_weights_in_our_layout(build_model, tmp_path, damage):
             weights[name] = weights[name][:, :-1].clone()
 
     change_weights(tmp_path, change)
-    words = {
+    message = {
         "missing": r"lacks weights: model\.connector\.pooling\.q_proj\.weight",
         "surplus": r"holds unknown weights: model\.connector\.pooling\.q_norm\.weight",
         "misshapen": r"model\.connector\.pooling\.q_proj\.weight.*\[16, 31\].*\[16, 32\]",
     }[damage]
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         AutoModelForImageTextToText.from_pretrained(tmp_path)
     if damage != "misshapen":
-        # For those who know what they do.
+        # `output_loading_info` returns the differences instead.
         _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
         assert bool(info["missing_keys"]) == (damage == "missing")
         assert bool(info["unexpected_keys"]) == (damage == "surplus")

@@ -1,7 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The image processor: every kind of input, settings per call, tiles against an independent resize."""
+"""The image processor: all kinds of inputs, settings, and tiles compared with a reference implementation."""
 
-import base64
 import copy
 import io
 import itertools
@@ -13,7 +12,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from reference_tiles import expected_tiles
+from helpers import LAYOUTS, encode_base64, encode_image
+from reference import expected_tiles
 from transformers import AutoImageProcessor, BatchFeature, image_utils
 
 from jvlm import JinaVLMImageProcessor
@@ -21,7 +21,7 @@ from jvlm import JinaVLMImageProcessor
 
 @pytest.fixture
 def image_processor() -> JinaVLMImageProcessor:
-    """Tiles of 56 pixels, 7×7 patches of 8 pixels, neighbours 40 pixels apart."""
+    """Tiles of 56 pixels with 7×7 patches of 8 pixels and a stride of 40 pixels."""
     return JinaVLMImageProcessor(size={"height": 56, "width": 56}, patch_size=8, overlap_margins=[1, 1])
 
 
@@ -39,13 +39,7 @@ def as_array(image: PIL.Image.Image) -> np.ndarray:
     return np.array(image)
 
 
-def encoded(image: PIL.Image.Image, kind: str = "PNG", **settings) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def test_output(image_processor, make_image):
+def test_output_shapes_and_dtypes(image_processor, make_image):
     outputs = process(image_processor, [make_image(90, 130), make_image(40, 40)])
     assert outputs["pixel_values"].shape == (1 + 2 * 3 + 1 + 1, 3, 56, 56)
     assert outputs["pixel_values"].dtype == torch.float32
@@ -69,8 +63,8 @@ MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes_of_images(image_processor, make_image, mode):
-    """Images become RGB as Pillow converts them, which is also what `load_image` does."""
+def test_pil_modes(image_processor, make_image, mode):
+    """Images are converted to RGB by Pillow, as `load_image` does."""
     grey = make_image(90, 130).convert("L")
     image = {
         "I": grey.convert("I"),
@@ -83,9 +77,9 @@ def test_modes_of_images(image_processor, make_image, mode):
     assert_equal(process(image_processor, as_array(image.convert("RGB"))), expected)
 
 
-def test_transparent_palette(image_processor, make_image):
+def test_palette_with_transparency(image_processor, make_image):
     image = make_image(90, 130).quantize(16)
-    data = encoded(image, transparency=3)
+    data = encode_image(image, transparency=3)
     image = PIL.Image.open(io.BytesIO(data))
     assert image.mode == "P"
     assert "transparency" in image.info
@@ -93,7 +87,7 @@ def test_transparent_palette(image_processor, make_image):
     assert_equal(process(image_processor, PIL.Image.open(io.BytesIO(data))), expected)
 
 
-def test_arrays(image_processor, make_image):
+def test_arrays_equal_pil_images(image_processor, make_image):
     image = make_image(90, 130)
     array = as_array(image)
     expected = process(image_processor, image)
@@ -112,8 +106,8 @@ def test_arrays(image_processor, make_image):
         assert_equal(process(image_processor, given), expected)
 
 
-def test_read_only_arrays(image_processor, make_image, monkeypatch):
-    """They are taken without a warning and without a change of the filters of warnings, which all threads share."""
+def test_read_only_arrays_give_no_warning(image_processor, make_image, monkeypatch):
+    """There is no warning, and the warning filters, which all threads share, are not changed to suppress one."""
     array = as_array(make_image(90, 130))
     expected = process(image_processor, array.copy())
     array.flags.writeable = False
@@ -125,8 +119,8 @@ def test_read_only_arrays(image_processor, make_image, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)], ids=str)
-def test_reversed_arrays_of_one_row(image_processor, make_image, size):
-    """NumPy calls them contiguous, but PyTorch takes no negative strides."""
+def test_arrays_of_one_row_with_negative_strides(image_processor, make_image, size):
+    """NumPy reports them as contiguous, but PyTorch does not support negative strides."""
     array = as_array(make_image(*size))
     expected = process(image_processor, array[::-1, ::-1].copy())
     assert_equal(process(image_processor, array[::-1, ::-1]), expected)
@@ -141,8 +135,8 @@ def test_grey_arrays(image_processor, make_image):
             assert_equal(process(image_processor, images), expected)
 
 
-def test_stated_channel_axis(image_processor):
-    """An array that could be read both ways is read as the caller says."""
+def test_input_data_format(image_processor):
+    """If the channel axis is ambiguous, `input_data_format` decides."""
     array = np.random.default_rng(0).integers(0, 256, (3, 60, 3), dtype=np.uint8)
     last = process(image_processor, array, input_data_format="channels_last")
     expected = process(image_processor, PIL.Image.fromarray(array))
@@ -153,7 +147,7 @@ def test_stated_channel_axis(image_processor):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_floats_without_rescaling(image_processor, dtype):
-    # Black and white alone: exact in every dtype, and the resize of an unrounded image is compared.
+    # Black and white are exact in every dtype. `resize_in_float32` also avoids rounding of the 8-bit image.
     array = np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)
     expected = process(image_processor, array * 255, resize_in_float32=True)
     outputs = process(image_processor, array.astype(dtype), do_rescale=False)
@@ -164,13 +158,13 @@ def test_floats_without_rescaling(image_processor, dtype):
 
 @pytest.mark.parametrize("resample", [PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
-def test_dtypes_that_pytorch_can_do_little_with(image_processor, dtype, resample):
+def test_dtypes_with_little_support_in_pytorch(image_processor, dtype, resample):
     array = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)).to(dtype)
     outputs = process(image_processor, array, resample=resample)
     assert_equal(outputs, process(image_processor, array.float(), resample=resample))
 
 
-def test_floats_up_to_255(image_processor, make_image):
+def test_floats_with_rescaling(image_processor, make_image):
     array = as_array(make_image(96, 136))
     expected = process(image_processor, array, resize_in_float32=True)
     outputs = process(image_processor, array.astype(np.float32))
@@ -195,9 +189,9 @@ def test_nested_lists(image_processor, make_image):
 
 def test_paths_and_base64(image_processor, make_image, tmp_path, monkeypatch):
     image = make_image(90, 130)
-    data = encoded(image)
+    data = encode_image(image)
     (tmp_path / "image.png").write_bytes(data)
-    text = base64.b64encode(data).decode()
+    text = encode_base64(image)
     expected = process(image_processor, image)
     monkeypatch.chdir(tmp_path)
     for given in (str(tmp_path / "image.png"), "image.png", text, f"data:image/png;base64,{text}"):
@@ -210,7 +204,7 @@ def test_url(image_processor, make_image, monkeypatch):
     requested = []
 
     class Response:
-        content = encoded(image)
+        content = encode_image(image)
 
     def get(url, **kwargs):
         requested.append(url)
@@ -223,11 +217,11 @@ def test_url(image_processor, make_image, monkeypatch):
 
 
 def test_orientation_tag(image_processor, make_image, tmp_path):
-    """Files are turned upright, as `load_image` does; images in memory are taken as they are."""
+    """Files are rotated by their orientation tag, as `load_image` does. PIL images are not."""
     image = make_image(60, 200)
     exif = PIL.Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    path = tmp_path / "turned.png"
+    exif[0x0112] = 6  # a rotation by 90 degrees
+    path = tmp_path / "rotated.png"
     image.save(path, exif=exif)
     upright = image.transpose(PIL.Image.Transpose.ROTATE_270)
     assert_equal(process(image_processor, str(path)), process(image_processor, upright))
@@ -236,7 +230,7 @@ def test_orientation_tag(image_processor, make_image, tmp_path):
     assert_equal(process(image_processor, opened), process(image_processor, image))
 
 
-def tiles_by_hand(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:
+def reference_tiles(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:
     return expected_tiles(torch.from_numpy(array).permute(2, 0, 1), image_processor.geometry(), **kwargs)
 
 
@@ -245,7 +239,7 @@ def tiles_by_hand(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:
 def test_tiles_are_windows_of_the_resized_image(image_processor, make_image, size, antialias):
     array = as_array(make_image(*size))
     outputs = process(image_processor, array, antialias=antialias)
-    expected = tiles_by_hand(array, image_processor, antialias=antialias)
+    expected = reference_tiles(array, image_processor, antialias=antialias)
     assert outputs["pixel_values"].shape == expected.shape
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
@@ -253,8 +247,8 @@ def test_tiles_are_windows_of_the_resized_image(image_processor, make_image, siz
 def test_tiles_after_the_first_resize(image_processor, make_image):
     array = as_array(make_image(91, 133))
     outputs = process(image_processor, array, do_resize=True)
-    # Sides to the nearest multiples of 8.
-    expected = tiles_by_hand(array, image_processor, first_size=(88, 136))
+    # Sides are rounded to multiples of 8.
+    expected = reference_tiles(array, image_processor, first_size=(88, 136))
     torch.testing.assert_close(outputs["pixel_values"], expected, rtol=0, atol=1e-5)
 
 
@@ -262,7 +256,7 @@ def test_bicubic_tiles(image_processor, make_image):
     array = as_array(make_image(90, 130))
     outputs = process(image_processor, array, resample=PIL.Image.Resampling.BICUBIC)
     torch.testing.assert_close(
-        outputs["pixel_values"], tiles_by_hand(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
+        outputs["pixel_values"], reference_tiles(array, image_processor, mode="bicubic"), rtol=0, atol=1e-5
     )
 
 
@@ -270,23 +264,23 @@ def test_bicubic_tiles(image_processor, make_image):
     ("size", "max_pixels", "expected"),
     [
         ((91, 133), 10**6, (88, 136)),
-        ((92, 132), 10**6, (96, 128)),  # 11.5 and 16.5 patches: halves go to even
-        ((200, 300), 20_000, (112, 168)),  # divided by sqrt(3), floored to patches
-        ((10, 20), 10**6, (40, 80)),  # multiplied by sqrt(3136 / 128), ceiled to patches
+        ((92, 132), 10**6, (96, 128)),  # 11.5 and 16.5 patches are rounded to even
+        ((200, 300), 20_000, (112, 168)),  # divided by sqrt(3), rounded down to patches
+        ((10, 20), 10**6, (40, 80)),  # multiplied by sqrt(3136 / 200), rounded up to patches
     ],
 )
-def test_first_resize(image_processor, make_image, size, max_pixels, expected):
-    """An image of the size that the first resize gives is not resized by it, and gives the same grid."""
+def test_size_of_the_first_resize(image_processor, make_image, size, max_pixels, expected):
+    """The tiles and the grid are those of an image of the expected size."""
     outputs = process(image_processor, make_image(*size), do_resize=True, max_pixels=max_pixels)
     grid = image_processor.geometry().select_grid(*expected, image_processor.max_crops)
     assert outputs["image_grids"].tolist() == [list(grid)]
     array = as_array(make_image(*size))
-    tiles = tiles_by_hand(array, image_processor, first_size=expected)
+    tiles = reference_tiles(array, image_processor, first_size=expected)
     torch.testing.assert_close(outputs["pixel_values"], tiles, rtol=0, atol=1e-5)
 
 
-def test_number_of_threads(image_processor, make_image):
-    """Workers of a data loader have one thread: they must make the pixels that all others make."""
+def test_number_of_threads_does_not_change_pixels(image_processor, make_image):
+    """Data loader workers run with one thread and must give the same pixels as the main process."""
     images, before = [make_image(91, 133), make_image(64, 64, 1)], torch.get_num_threads()
     outputs = {}
     try:
@@ -299,9 +293,9 @@ def test_number_of_threads(image_processor, make_image):
     assert_equal(outputs[4], outputs[2])
 
 
-@pytest.mark.parametrize("layout", ["independent", "stitched"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("do_resize", [False, True])
-def test_batch_equals_one_by_one(image_processor, make_image, layout, do_resize):
+def test_batch_equals_single_images(image_processor, make_image, layout, do_resize):
     sizes = [(90, 130), (40, 40), (90, 130), (300, 60), (40, 40), (90, 130)]
     images = [make_image(*size, seed) for seed, size in enumerate(sizes)]
     kwargs = {"layout": layout, "do_resize": do_resize}
@@ -340,7 +334,7 @@ def test_batch_of_mixed_kinds(image_processor, make_image):
     ],
     ids=str,
 )
-def test_arguments_of_a_call_are_the_settings_of_a_processor(image_processor, make_image, kwargs):
+def test_call_arguments_equal_processor_settings(image_processor, make_image, kwargs):
     image = make_image(90, 131)
     before = copy.deepcopy(image_processor.to_dict())
     ordinary = process(image_processor, image)
@@ -351,7 +345,7 @@ def test_arguments_of_a_call_are_the_settings_of_a_processor(image_processor, ma
         outputs[name].shape != ordinary[name].shape or not torch.equal(outputs[name], ordinary[name])
         for name in outputs
     )
-    assert changed, "the argument does something"
+    assert changed, "the argument has no effect"
     settings = {**{name: before[name] for name in ("size", "patch_size", "overlap_margins")}, **kwargs}
     assert_equal(process(JinaVLMImageProcessor(**settings), image), outputs)
 
@@ -372,7 +366,7 @@ def test_published_settings(release):
     assert dict(image_processor.size) == {"height": 378, "width": 378}
     assert image_processor.geometry().pooled_grid == (14, 14)
     assert image_processor.overlap_margins == [4, 4]
-    # x / 255 · 2 - 1; the mean and standard deviation of CLIP that stand in the file are not used.
+    # x / 255 · 2 - 1. The published code ignores the mean and standard deviation in the file.
     assert (*image_processor.image_mean, *image_processor.image_std) == (0.5,) * 6
     assert (image_processor.min_pixels, image_processor.max_pixels) == (3136, 1003520)
     assert image_processor.do_resize is True
@@ -381,7 +375,7 @@ def test_published_settings(release):
     assert image_processor.resize_in_float32 is False
 
 
-def test_published_settings_honour_the_call(release, make_image):
+def test_published_settings_can_be_overridden(release, make_image):
     image_processor = AutoImageProcessor.from_pretrained(release / "checkpoint", do_resize=False, max_crops=1)
     assert (image_processor.do_resize, image_processor.max_crops) == (False, 1)
     outputs = process(image_processor, make_image(500, 900))
@@ -400,7 +394,7 @@ def test_save_and_load(image_processor, release, make_image, tmp_path, kind):
     assert_equal(process(loaded, make_image(90, 300)), process(image_processor, make_image(90, 300)))
 
 
-def test_black_and_white_are_exact(image_processor):
+def test_black_is_minus_one_and_white_is_one(image_processor):
     black = process(image_processor, PIL.Image.new("RGB", (130, 90)))["pixel_values"]
     assert torch.equal(black, torch.full_like(black, -1))
     white = process(image_processor, PIL.Image.new("RGB", (130, 90), "white"))["pixel_values"]
@@ -408,7 +402,7 @@ def test_black_and_white_are_exact(image_processor):
 
 
 @pytest.mark.parametrize("do_resize", [False, True])
-def test_number_of_image_patches(image_processor, make_image, do_resize):
+def test_predicted_number_of_tiles(image_processor, make_image, do_resize):
     rng = np.random.default_rng(0)
     sizes = [*itertools.product((1, 15, 16, 17, 40), repeat=2), *rng.integers(1, 400, (25, 2)).tolist()]
     for height, width in sizes:
@@ -419,7 +413,7 @@ def test_number_of_image_patches(image_processor, make_image, do_resize):
         assert outputs["image_grids"].tolist() == [list(grid)]
 
 
-def test_input_is_left_alone(image_processor, make_image):
+def test_inputs_are_not_modified(image_processor, make_image):
     array = as_array(make_image(56, 56))
     before = array.copy()
     floats = torch.rand(3, 56, 56)
@@ -431,10 +425,10 @@ def test_input_is_left_alone(image_processor, make_image):
 
 
 def test_works_without_torchvision(release, tmp_path):
-    """Neither the package nor a call imports torchvision, and Pillow's limits stay as they are."""
+    """Neither the package nor a call imports torchvision, and Pillow's limits do not change."""
     program = f"""
 import sys
-sys.modules["torchvision"] = None  # an import of it fails
+sys.modules["torchvision"] = None  # makes its import fail
 import PIL.Image, PIL.ImageFile
 PIL.Image.MAX_IMAGE_PIXELS = 12_345_678
 import numpy, jvlm

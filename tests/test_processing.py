@@ -1,33 +1,24 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The processor: prompts and images to model inputs, with byte-level BPE and with SentencePiece."""
+"""The processor: prompts, images and conversations to model inputs, with byte-level BPE and SentencePiece."""
 
-import base64
-import io
 import json
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 
 import numpy as np
 import pytest
 import sentencepiece
 import torch
+from helpers import LAYOUTS, MARKERS, chat_inputs, encode_base64, run_lengths
 from transformers import AutoProcessor, AutoTokenizer
 
 from jvlm import JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
 
 
 QUESTION = "What is the name of this lady?"
-LAYOUTS = ["independent", "stitched"]
-MARKERS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
-
-
-def spans(flags) -> list[int]:
-    """Lengths of the runs of ones."""
-    return [len(list(run)) for flag, run in groupby(np.asarray(flags).tolist()) if flag == 1]
 
 
 def text_of(processor, input_ids) -> str:
-    """The text with every span of image tokens written as <|image|>."""
+    """The decoded text, with every run of image tokens replaced by <|image|>."""
     ids, marker_ids = [], set(processor.image_token_ids)
     placeholder = processor.tokenizer.convert_tokens_to_ids("<|image|>")
     for is_image, run in groupby(np.asarray(input_ids).tolist(), key=marker_ids.__contains__):
@@ -40,15 +31,14 @@ def num_image_tokens(processor, *images, **kwargs) -> list[int]:
     return processor._get_num_multimodal_tokens(image_sizes=sizes, **kwargs)["num_image_tokens"]
 
 
-# The figure
+# The default configuration
 
 
-def test_the_figure(qwen3_vocabulary, make_image):
+def test_numbers_of_the_figure(qwen3_vocabulary, make_image):
     tokenizer = AutoTokenizer.from_pretrained(qwen3_vocabulary)
     add_image_tokens(tokenizer, first_token_id=151936)
     processor = JinaVLMProcessor(JinaVLMImageProcessor(), tokenizer)
-    markers = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>"]
-    assert tokenizer.convert_tokens_to_ids(markers) == [151936, 151937, 151938, 151939, 151940]
+    assert tokenizer.convert_tokens_to_ids([*MARKERS, "<|image|>"]) == [151936, 151937, 151938, 151939, 151940]
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     assert prompt == f" User:<|image|> {QUESTION} Assistant:"
@@ -63,7 +53,7 @@ def test_the_figure(qwen3_vocabulary, make_image):
     assert num_image_tokens(processor, make_image(910, 1176)) == [2366]
 
 
-def test_ids_of_added_tokens(bare_tokenizer, qwen3_vocabulary):
+def test_add_image_tokens(bare_tokenizer, qwen3_vocabulary):
     size = len(bare_tokenizer)
     assert add_image_tokens(bare_tokenizer) == 5
     assert bare_tokenizer.convert_tokens_to_ids("<im_start>") == size
@@ -76,7 +66,7 @@ def test_ids_of_added_tokens(bare_tokenizer, qwen3_vocabulary):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_expansion_of_a_placeholder(build_processor, make_image, layout):
+def test_placeholder_is_replaced_by_image_tokens(build_processor, make_image, layout):
     processor = build_processor(layout)
     image = make_image(90, 130)
     inputs = processor(images=image, text="Look: <|image|> Well?", return_tensors="pt")
@@ -84,7 +74,7 @@ def test_expansion_of_a_placeholder(build_processor, make_image, layout):
     if layout == "independent":
         expected = ["<im_patch>"] * (7 * 12)
     else:
-        # A 4×4 thumbnail, then 2×3 tiles that keep 3 + 3 rows and 3 + 3 + 3 columns of cells.
+        # A 4×4 thumbnail, then 2×3 tiles that keep 3 rows and 3 columns of cells each.
         expected = ["<im_start>"] + (["<im_patch>"] * 4 + ["<im_col>"]) * 4 + ["<im_end>"]
         expected += ["<im_start>"] + (["<im_patch>"] * 9 + ["<im_col>"]) * 6 + ["<im_end>"]
     start = next(index for index, token in enumerate(tokens) if token in MARKERS)
@@ -97,7 +87,7 @@ def test_expansion_of_a_placeholder(build_processor, make_image, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_prompt_without_placeholder_gets_the_image_at_its_start(build_processor, make_image, layout):
+def test_images_precede_a_prompt_without_placeholder(build_processor, make_image, layout):
     processor = build_processor(layout)
     images = [make_image(90, 130), make_image(40, 40)]
     given = processor(images=images[0], text="Well?", return_tensors="pt")
@@ -109,7 +99,7 @@ def test_prompt_without_placeholder_gets_the_image_at_its_start(build_processor,
     assert torch.equal(given["input_ids"], expected["input_ids"])
 
 
-def test_text_alone(build_processor):
+def test_prompts_without_images(build_processor):
     processor = build_processor()
     for images in (None, [], [[]]):
         inputs = processor(images=images, text="Well?", return_tensors="pt")
@@ -119,24 +109,24 @@ def test_text_alone(build_processor):
     assert inputs["input_ids"] == processor.tokenizer(["Well?", "So?"])["input_ids"]
 
 
-def test_images_alone(build_processor, make_image):
+def test_images_without_prompt(build_processor, make_image):
     processor = build_processor()
     outputs = processor(images=[make_image(90, 130)], return_tensors="pt")
     assert torch.equal(outputs["pixel_values"], processor.image_processor(make_image(90, 130))["pixel_values"])
 
 
 @pytest.mark.parametrize("nested", [True, False])
-def test_batch_of_mixed_rows(build_processor, make_image, nested):
+def test_batch_of_rows_with_and_without_images(build_processor, make_image, nested):
     processor = build_processor("stitched")
     images = [make_image(90, 130, 0), make_image(40, 40, 1), make_image(60, 200, 2)]
     prompts = ["<|image|> and <|image|>?", "Nothing to see", "This: <|image|>"]
     rows = [images[:2], [], images[2:]]
     batch = processor(images=rows if nested else images, text=prompts, padding=True, return_tensors="pt")
     for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        alone = processor(images=row or None, text=prompt, return_tensors="pt")
-        length = alone["input_ids"].shape[1]
+        single = processor(images=row or None, text=prompt, return_tensors="pt")
+        length = single["input_ids"].shape[1]
         assert batch["attention_mask"][index].sum() == length
-        assert torch.equal(batch["input_ids"][index, -length:], alone["input_ids"][0])
+        assert torch.equal(batch["input_ids"][index, -length:], single["input_ids"][0])
     pixels = [processor.image_processor(image)["pixel_values"] for image in images]
     assert torch.equal(batch["pixel_values"], torch.cat(pixels))
 
@@ -157,10 +147,10 @@ def test_padding_sides(build_processor, make_image, padding_side):
     types = types if isinstance(types, torch.Tensor) else torch.tensor(types)
     assert types.shape == inputs["input_ids"].shape
     assert not types[1].any()
-    assert spans(types[0]) == num_image_tokens(processor, make_image(90, 130))
+    assert run_lengths(types[0]) == num_image_tokens(processor, make_image(90, 130))
 
 
-def test_padding_to_a_length(build_processor, make_image):
+def test_padding_lengths(build_processor, make_image):
     processor = build_processor()
     kwargs = {"images": make_image(40, 40), "text": "<|image|>", "return_tensors": "pt"}
     inputs = processor(**kwargs, padding="max_length", max_length=50)
@@ -175,12 +165,12 @@ def test_truncation_of_text(build_processor, make_image):
     kwargs = {"truncation": True, "max_length": length, "return_tensors": "pt"}
     inputs = processor(images=make_image(40, 40), text="<|image|> a longer text than that", **kwargs)
     assert inputs["input_ids"].shape == (1, length)
-    whole = processor(images=make_image(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
-    assert whole["input_ids"].shape[1] > length
-    assert torch.equal(inputs["input_ids"], whole["input_ids"][:, :length])
+    full = processor(images=make_image(40, 40), text="<|image|> a longer text than that", return_tensors="pt")
+    assert full["input_ids"].shape[1] > length
+    assert torch.equal(inputs["input_ids"], full["input_ids"][:, :length])
 
 
-def test_arguments_of_a_call(build_processor, make_image):
+def test_image_processor_arguments_of_a_call(build_processor, make_image):
     processor = build_processor("stitched")
     before = processor.to_dict()
     image = make_image(90, 300)
@@ -194,12 +184,12 @@ def test_arguments_of_a_call(build_processor, make_image):
     assert processor.to_dict() == before
 
 
-# Spans
+# Token counts and offsets
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kwargs", [{}, {"do_resize": True}, {"max_crops": 4}], ids=str)
-def test_predicted_lengths(build_processor, make_image, layout, kwargs):
+def test_predicted_token_counts(build_processor, make_image, layout, kwargs):
     processor = build_processor(layout)
     rng = np.random.default_rng(0)
     sizes = [[1, 1], [16, 16], [16, 300], *rng.integers(4, 300, (20, 2)).tolist()]
@@ -210,7 +200,9 @@ def test_predicted_lengths(build_processor, make_image, layout, kwargs):
         return_mm_token_type_ids=True,
         **kwargs,
     )
-    assert [spans(types) for types in inputs["mm_token_type_ids"]] == [[n] for n in predicted["num_image_tokens"]]
+    assert [run_lengths(types) for types in inputs["mm_token_type_ids"]] == [
+        [n] for n in predicted["num_image_tokens"]
+    ]
     tiles = [
         1 + rows * cols
         for rows, cols in processor.image_processor([make_image(*size) for size in sizes], **kwargs)[
@@ -223,7 +215,7 @@ def test_predicted_lengths(build_processor, make_image, layout, kwargs):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("add_bos_token", [False, True])
-def test_spans_and_offsets(build_processor, make_image, layout, add_bos_token):
+def test_token_types_and_offsets(build_processor, make_image, layout, add_bos_token):
     processor = build_processor(layout, add_bos_token=add_bos_token)
     images = [make_image(90, 130), make_image(40, 40)]
     inputs = processor(
@@ -233,10 +225,10 @@ def test_spans_and_offsets(build_processor, make_image, layout, add_bos_token):
         return_text_replacement_offsets=True,
     )
     types = np.asarray(inputs["mm_token_type_ids"][0])
-    assert spans(types) == num_image_tokens(processor, *images)
+    assert run_lengths(types) == num_image_tokens(processor, *images)
     input_ids = np.asarray(inputs["input_ids"][0])
     assert np.array_equal(types == 1, np.isin(input_ids, processor.image_token_ids))
-    # The offsets point at the pieces of the expanded text.
+    # The offsets are positions in the expanded text.
     text = processor.tokenizer.decode(input_ids)
     offsets = inputs["text_replacement_offsets"][0]
     assert [entry["type"] for entry in offsets if entry["type"] == "image"] == ["image", "image"]
@@ -248,7 +240,7 @@ def test_spans_and_offsets(build_processor, make_image, layout, add_bos_token):
 # BOS
 
 
-def test_bos(build_processor, make_image):
+def test_bos_token_is_added_once(build_processor, make_image):
     processor = build_processor("stitched", add_bos_token=True)
     end_of_text = processor.tokenizer.eos_token_id
     for kwargs in ({"text": "Well?"}, {"text": "<|image|> Well?", "images": make_image(40, 40)}):
@@ -259,17 +251,11 @@ def test_bos(build_processor, make_image):
         assert given == ids
 
 
-# Chat
-
-
-def encoded(image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+# Conversations
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_chat_templates(build_processor, layout):
+def test_chat_template_text(build_processor, layout):
     processor = build_processor(layout)
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -288,7 +274,7 @@ def test_chat_templates(build_processor, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_chat_with_every_kind_of_image(build_processor, make_image, tmp_path, layout):
+def test_formats_of_images_in_a_chat(build_processor, make_image, tmp_path, layout):
     processor = build_processor(layout)
     image = make_image(90, 130)
     image.save(tmp_path / "image.png")
@@ -301,26 +287,24 @@ def test_chat_with_every_kind_of_image(build_processor, make_image, tmp_path, la
         {"image": image},
         {"path": str(tmp_path / "image.png")},
         {"url": str(tmp_path / "image.png")},
-        {"base64": encoded(image)},
+        {"base64": encode_base64(image)},
         {"image": np.asarray(image)},
     ):
         messages = [{"role": "user", "content": [{"type": "image", **part}, {"type": "text", "text": QUESTION}]}]
-        kwargs = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        inputs = processor.apply_chat_template(messages, **kwargs)
+        inputs = chat_inputs(processor, messages)
         assert set(inputs) == set(expected), part
         for name in expected:
             assert torch.equal(inputs[name], expected[name]), (part, name)
 
 
-def test_chat_of_texts_alone(build_processor, user):
+def test_chat_without_images(build_processor, user):
     processor = build_processor()
-    kwargs = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
-    inputs = processor.apply_chat_template([user("Well?")], **kwargs)
+    inputs = chat_inputs(processor, [user("Well?")])
     assert "pixel_values" not in inputs
     assert text_of(processor, inputs["input_ids"][0]) == " User: Well? Assistant:"
 
 
-def test_batch_of_chats(build_processor, make_image, user, assistant):
+def test_batch_of_chats_equals_single_chats(build_processor, make_image, user, assistant):
     processor = build_processor()
     images = [make_image(90, 130), make_image(40, 40), make_image(60, 200)]
     chats = [
@@ -328,17 +312,16 @@ def test_batch_of_chats(build_processor, make_image, user, assistant):
         [user("Well?")],
         [user(images[2])],
     ]
-    kwargs = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    batch = processor.apply_chat_template(chats, **kwargs, processor_kwargs={"padding": True})
+    batch = chat_inputs(processor, chats, processor_kwargs={"padding": True})
     assert len(batch["input_ids"]) == 3
     for index, chat in enumerate(chats):
-        alone = processor.apply_chat_template(chat, **kwargs)["input_ids"][0]
-        assert torch.equal(batch["input_ids"][index, -len(alone) :], alone)
-        assert batch["attention_mask"][index].sum() == len(alone)
+        single = chat_inputs(processor, chat)["input_ids"][0]
+        assert torch.equal(batch["input_ids"][index, -len(single) :], single)
+        assert batch["attention_mask"][index].sum() == len(single)
 
 
-def words_of(processor, input_ids, mask) -> list[str]:
-    """Texts of the runs of a mask."""
+def masked_texts(processor, input_ids, mask) -> list[str]:
+    """The decoded text of every run of ones in a mask."""
     texts = []
     for flag, run in groupby(zip(input_ids, mask, strict=True), key=lambda pair: int(pair[1])):
         if flag:
@@ -349,7 +332,7 @@ def words_of(processor, input_ids, mask) -> list[str]:
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("add_bos_token", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_assistant_mask(build_processor, make_image, user, assistant, layout, add_bos_token, padding_side):
+def test_assistant_mask_of_a_batch(build_processor, make_image, user, assistant, layout, add_bos_token, padding_side):
     processor = build_processor(layout, add_bos_token=add_bos_token)
     chats = [
         [
@@ -377,7 +360,7 @@ def test_assistant_mask(build_processor, make_image, user, assistant, layout, ad
         [" A lady.<|endoftext|>"],
     ]
     found = [
-        words_of(processor, input_ids, mask)
+        masked_texts(processor, input_ids, mask)
         for input_ids, mask in zip(inputs["input_ids"].tolist(), masks.tolist(), strict=True)
     ]
     assert found == expected
@@ -390,11 +373,11 @@ def test_assistant_mask_of_a_single_chat(build_processor, make_image, user, assi
         chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
     )
     mask = torch.as_tensor(inputs["assistant_masks"])[0]
-    assert words_of(processor, inputs["input_ids"][0].tolist(), mask.tolist()) == [" Ada.<|endoftext|>"]
+    assert masked_texts(processor, inputs["input_ids"][0].tolist(), mask.tolist()) == [" Ada.<|endoftext|>"]
 
 
-def test_assistant_mask_with_the_released_tokenizer(released_processor, make_image, user, assistant):
-    """The published template marks no answers; ours does, behind the BOS token that the published code prepends."""
+def test_assistant_mask_with_the_published_tokenizer(released_processor, make_image, user, assistant):
+    """The default template adds generation marks, which the published one lacks. The BOS token is not masked."""
     released_processor.chat_template = JinaVLMProcessor(
         released_processor.image_processor, released_processor.tokenizer
     ).chat_template
@@ -404,16 +387,16 @@ def test_assistant_mask_with_the_released_tokenizer(released_processor, make_ima
     )
     assert inputs["input_ids"][0, 0] == 392
     mask = torch.as_tensor(inputs["assistant_masks"])[0]
-    words = words_of(released_processor, inputs["input_ids"][0].tolist(), mask.tolist())
-    assert words == [" a red circle<|endoftext|>"]
+    answers = masked_texts(released_processor, inputs["input_ids"][0].tolist(), mask.tolist())
+    assert answers == [" a red circle<|endoftext|>"]
 
 
-# Other tokenizers, files, threads
+# SentencePiece, saving
 
 
 @pytest.fixture(scope="session")
 def sentencepiece_folder(tmp_path_factory):
-    """A function (model type, tokenizer class) to a folder with a SentencePiece model trained on a few sentences."""
+    """A function (model type, tokenizer class) that trains a small SentencePiece model and returns its folder."""
     sentences = [
         "What is the name of this lady?",
         "User: Which of the two images is darker? Assistant: The first one is darker.",
@@ -424,7 +407,7 @@ def sentencepiece_folder(tmp_path_factory):
         folder = tmp_path_factory.mktemp("sentencepiece")
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences * 20),
-            # The name that the tokenizer's class looks for.
+            # The file name that the tokenizer class expects.
             model_prefix=str(folder / {"GPTSw3Tokenizer": "spiece"}.get(tokenizer_class, "tokenizer")),
             model_type=model_type,
             vocab_size=90,
@@ -451,7 +434,7 @@ def sentencepiece_folder(tmp_path_factory):
     ("model_type", "tokenizer_class", "is_fast"),
     [("bpe", "LlamaTokenizer", True), ("unigram", "LlamaTokenizer", True), ("bpe", "GPTSw3Tokenizer", False)],
 )
-def test_sentencepiece(
+def test_sentencepiece_tokenizers(
     build_processor,
     sentencepiece_folder,
     make_image,
@@ -472,19 +455,19 @@ def test_sentencepiece(
     inputs = processor(**call, return_mm_token_type_ids=True)
     types = torch.as_tensor(inputs.pop("mm_token_type_ids"))
     for index, image in enumerate(images):
-        assert spans(types[index]) == num_image_tokens(processor, image)
+        assert run_lengths(types[index]) == num_image_tokens(processor, image)
         input_ids = inputs["input_ids"][index][inputs["attention_mask"][index].bool()]
         assert tokenizer.unk_token_id not in input_ids
-        words = processor.decode(input_ids, skip_special_tokens=True)
-        assert words.split() == prompts[index].removeprefix("<|image|>").split()
+        text = processor.decode(input_ids, skip_special_tokens=True)
+        assert text.split() == prompts[index].removeprefix("<|image|>").split()
 
     chat = [user(images[0], QUESTION), assistant("Her name is Ada.")]
     kwargs = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     outputs = processor.apply_chat_template(chat, return_assistant_tokens_mask=is_fast, **kwargs)
     assert outputs["pixel_values"].shape == (7, 3, 56, 56)
-    whole = text_of(processor, outputs["input_ids"][0])
-    assert whole.split("<|image|>")[1].split() == [*QUESTION.split(), "Assistant:", "Her", "name", "is", "Ada.</s>"]
-    if is_fast:  # other tokenizers do not know which characters a token stands for
+    full = text_of(processor, outputs["input_ids"][0])
+    assert full.split("<|image|>")[1].split() == [*QUESTION.split(), "Assistant:", "Her", "name", "is", "Ada.</s>"]
+    if is_fast:  # slow tokenizers have no character offsets
         mask = torch.as_tensor(outputs["assistant_masks"])[0]
         answer = processor.decode(outputs["input_ids"][0][mask.bool()])
         assert answer.strip() == "Her name is Ada.</s>"
@@ -511,7 +494,7 @@ def test_save_and_load(build_processor, make_image, tmp_path, layout):
         assert torch.equal(before[name], after[name]), name
 
 
-def test_released_processor_saves_in_our_layout(released_processor, release, make_image, tmp_path):
+def test_published_processor_can_be_saved_and_loaded(released_processor, release, make_image, tmp_path):
     assert released_processor.add_bos_token is True
     assert released_processor.chat_template == (release / "checkpoint" / "chat_template.jinja").read_text()
     released_processor.save_pretrained(tmp_path)
@@ -526,23 +509,3 @@ def test_released_processor_saves_in_our_layout(released_processor, release, mak
     before, after = released_processor(**kwargs), loaded(**kwargs)
     for name in before:
         assert torch.equal(before[name], after[name]), name
-
-
-def test_one_processor_in_eight_threads(build_processor, make_image):
-    processor = build_processor("stitched")
-    calls = [
-        {
-            "images": make_image(30 + 17 * index, 200 - 9 * index, index),
-            "text": f"{index} <|image|>?",
-            "max_crops": 1 + index % 6,
-            "do_resize": bool(index % 2),
-            "return_tensors": "pt",
-        }
-        for index in range(16)
-    ]
-    expected = [processor(**call) for call in calls]
-    with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda call: processor(**call), calls * 3))
-    for result, wanted in zip(results, expected * 3, strict=True):
-        for name in wanted:
-            assert torch.equal(result[name], wanted[name]), name

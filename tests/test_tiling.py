@@ -1,10 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The geometry of tiles against the figure, the published numbers and straightforward loops."""
+"""The tile geometry against the numbers of the figure and the published checkpoint, and against simple loops."""
 
 import itertools
 
 import numpy as np
 import pytest
+from reference import reference_grid, reference_positions
 
 from jvlm.processing.tiling import TileGeometry
 
@@ -43,12 +44,12 @@ GEOMETRIES = [
         ((12, 1), 2074, 1932),
     ],
 )
-def test_published_token_totals(grid, num_tokens, num_cells):
+def test_published_token_counts(grid, num_tokens, num_cells):
     assert RELEASE.num_tokens(grid) == (num_tokens, num_cells)
     assert (RELEASE.token_positions(grid) >= 0).sum() == num_cells
 
 
-def test_figure_numbers():
+def test_numbers_of_the_figure():
     assert (FIGURE.patches_per_side, FIGURE.patches_per_side**2) == (27, 729)
     assert (FIGURE.overlap, FIGURE.stride) == (112, 266)
     grid = FIGURE.select_grid(910, 1176, 12)
@@ -60,28 +61,6 @@ def test_figure_numbers():
     windows = FIGURE.windows(grid)
     assert windows.tolist() == [[top, left] for top in (0, 266, 532) for left in (0, 266, 532, 798)]
     assert (windows.max(axis=0) + 378).tolist() == [910, 1176]
-
-
-def reference_grid(geometry: TileGeometry, height: int, width: int, max_crops: int) -> tuple[int, int]:
-    """Algorithm 1 as a loop over scalars in float32: candidates by (rows·cols, rows), first one wins a tie."""
-    candidates = [
-        (rows, cols)
-        for area in range(1, max_crops + 1)
-        for rows in range(1, area + 1)
-        for cols in range(1, area + 1)
-        if rows * cols == area
-    ]
-    scales = []
-    for grid in candidates:
-        axes = []
-        for tiles, side in zip(grid, (height, width), strict=True):
-            room = np.float32(side - geometry.overlap)
-            span = np.float32(tiles * geometry.stride)
-            axes.append(np.float32(np.inf) if room == 0 else span / room)
-        scales.append(min(axes))
-    largest = max(scales)
-    best = largest if largest < 1 else min(scale for scale in scales if scale >= 1)
-    return candidates[scales.index(best)]
 
 
 @pytest.mark.parametrize("max_crops", [1, 2, 5, 12, 24])
@@ -103,44 +82,14 @@ def test_the_canvas_of_a_grid_selects_that_grid(grid):
     assert FIGURE.select_grid(*FIGURE.canvas_size(grid), 12) == grid
 
 
-def kept_patches(geometry: TileGeometry, tile: int, num_tiles: int) -> range:
-    """Along one axis, the patches of a tile that no neighbour sees better: its own margins, but at the rim."""
-    before, after = geometry.overlap_margins
-    return range(0 if tile == 0 else before, geometry.patches_per_side - (0 if tile == num_tiles - 1 else after))
-
-
-def reference_positions(geometry: TileGeometry, grid: tuple[int, int]) -> list[list[int]]:
-    """
-    Positions by walking over the whole image in reading order, one row of cells of one tile after the other.
-
-    A tile keeps as many cells as cover the patches it keeps, from the one behind the whole cells of its margin on.
-    """
-    rows, cols = geometry.pooled_grid
-    positions = [list(range(rows * cols))] + [[-1] * (rows * cols) for _ in range(grid[0] * grid[1])]
-    place = rows * cols
-
-    def kept_cells(tile: int, num_tiles: int) -> range:
-        patches = kept_patches(geometry, tile, num_tiles)
-        start = patches.start // geometry.pooling_size
-        return range(start, start + -(-len(patches) // geometry.pooling_size))
-
-    for tile_row in range(grid[0]):
-        for row in kept_cells(tile_row, grid[0]):
-            for tile_col in range(grid[1]):
-                for col in kept_cells(tile_col, grid[1]):
-                    positions[1 + tile_row * grid[1] + tile_col][row * cols + col] = place
-                    place += 1
-    return positions
-
-
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_every_kept_cell_has_one_place(geometry):
+def test_every_kept_cell_has_one_position(geometry):
     for grid in GRIDS:
         positions = geometry.token_positions(grid)
         assert positions.shape == (1 + grid[0] * grid[1], geometry.cells_per_tile)
         kept = np.sort(positions[positions >= 0])
         assert kept.tolist() == list(range(geometry.num_tokens(grid)[1])), grid
-        # The thumbnail comes first and keeps everything.
+        # The thumbnail comes first and keeps all cells.
         assert positions[0].tolist() == list(range(geometry.cells_per_tile)), grid
         if geometry.layout == "independent":
             assert positions.ravel().tolist() == list(range(positions.size)), grid
@@ -150,7 +99,7 @@ def test_every_kept_cell_has_one_place(geometry):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_stitched_cells_are_in_reading_order_of_the_image(grid):
-    """Token after token, the cells go from left to right, line by line, and none of the image is left out."""
+    """The tokens list the cells from left to right and from top to bottom, and the cells cover the whole image."""
     positions = RELEASE.token_positions(grid)[1:]
     cell = RELEASE.pooling_size * RELEASE.patch_size
     windows = RELEASE.windows(grid)
@@ -159,7 +108,7 @@ def test_stitched_cells_are_in_reading_order_of_the_image(grid):
         row, col = divmod(int(index), 14)
         top, left = windows[tile] + (row * cell, col * cell)
         corners[int(positions[tile, index])] = (int(top), int(left))
-    order = [corners[place] for place in sorted(corners)]
+    order = [corners[position] for position in sorted(corners)]
     assert order == sorted(order)
     # The kept cells cover every patch of the image.
     covered = np.zeros([side // 14 for side in RELEASE.canvas_size(grid)], bool)
@@ -168,41 +117,8 @@ def test_stitched_cells_are_in_reading_order_of_the_image(grid):
     assert covered.all()
 
 
-def test_positions_are_shared_and_read_only():
+def test_positions_are_cached_and_read_only():
     positions = RELEASE.token_positions((2, 3))
     assert positions is RELEASE.token_positions((2, 3))
     with pytest.raises(ValueError, match="read-only"):
         positions[0, 0] = 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"layout": "mosaic"}, "`layout`.*'mosaic'"),
-        ({"tile_size": 380}, r"`size` \(380\).*`patch_size` \(14\)"),
-        ({"patch_size": 0}, r"`patch_size` \(0\)"),
-        ({"pooling_size": 0}, "`pooling_size`.*0"),
-        ({"overlap_margins": (-1, 4)}, r"`overlap_margins` is \[-1, 4\]"),
-        ({"overlap_margins": (14, 13)}, r"`overlap_margins` is \[14, 13\].*27 patches"),
-        ({"overlap_margins": (4,)}, r"`overlap_margins` is \[4\]"),
-        ({"pooled_grid": (0, 14)}, r"`pooled_grid`.*\[0, 14\]"),
-        ({"pooled_grid": (13, 14, 1)}, r"`pooled_grid`.*\[13, 14, 1\]"),
-        ({"pooled_grid": (13, 14), "layout": "stitched"}, r"`pooled_grid` is \[13, 14\].*\[14, 14\]"),
-    ],
-)
-def test_arguments_that_do_not_fit(changes, message):
-    arguments = {
-        "tile_size": 378,
-        "patch_size": 14,
-        "overlap_margins": (4, 4),
-        "pooling_size": 2,
-        "pooled_grid": (14, 14),
-        "layout": "independent",
-    }
-    with pytest.raises(ValueError, match=message):
-        TileGeometry(**{**arguments, **changes})
-
-
-def test_max_crops_below_one():
-    with pytest.raises(ValueError, match=r"`max_crops`.*0"):
-        FIGURE.select_grid(100, 100, 0)

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Conversations with images to batches with labels."""
+"""Data collator that turns conversations with images into batches with labels."""
 
 from io import BytesIO
 
@@ -13,27 +13,28 @@ class DataCollatorForJinaVLM:
     Batches rows `{"messages": [...], "images": [...]}`, the format of TRL and of chat data sets on the Hub.
 
     `images` are PIL images, encoded bytes, paths, URLs or the `{"bytes": ..., "path": ...}` of an undecoded column
-    of 🤗 Datasets, in the order of the `{"type": "image"}` parts of the messages. Messages whose contents are strings
-    get all of them before the first user's words. `images` may be empty, `None` or missing: rows with and without
-    images may share a batch.
+    of 🤗 Datasets. They fill the `{"type": "image"}` parts of the messages in order. If all message contents are
+    strings, all images are inserted at the beginning of the first user message. `images` may be empty, `None` or
+    missing. Rows with and without images may share a batch.
 
-    Labels stand on what the assistant says, end marks included, in all of its turns: where the chat template has its
-    generation marks. Image tokens are never labels. Batches are padded on the tokenizer's `padding_side`.
+    All assistant turns are labels, including the end-of-sequence tokens: the tokens inside the `{% generation %}`
+    blocks of the chat template. All other tokens, image tokens among them, have the label -100. Batches are padded
+    on the tokenizer's `padding_side`.
 
     Args:
-        processor ([`JinaVLMProcessor`]): with a chat template that has generation marks.
-        max_length (`int`, *optional*): longest sequence in tokens. Longer ones are truncated on the tokenizer's
-            `truncation_side`, image tokens excepted.
-        pad_to_multiple_of (`int`, *optional*): what the length of every batch is a multiple of, in tokens.
+        processor ([`JinaVLMProcessor`]): a processor whose chat template has `{% generation %}` blocks.
+        max_length (`int`, *optional*): maximum sequence length in tokens. Longer sequences are truncated on the
+            tokenizer's `truncation_side`. Image tokens are never truncated.
+        pad_to_multiple_of (`int`, *optional*): pads the sequence length of every batch to a multiple of this.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels`, `[batch, sequence]`, and, if there is
-        any image, `pixel_values`, `[tiles, 3, height, width]`, and `image_token_positions`,
-        `[tiles, pooled cells]`, of all images one after the other.
+        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`. If the
+        batch has images, also `pixel_values` of shape `[tiles, 3, height, width]` and `image_token_positions` of
+        shape `[tiles, pooled cells]`, concatenated over all images.
 
     Raises:
-        ValueError: naming the row, if its images and the places for them do not match, an image cannot be read,
-            `max_length` would cut the tokens of an image, or there is no turn of the assistant.
+        ValueError: if the number of images does not match the number of image parts, an image cannot be read,
+            `max_length` would truncate image tokens, or a row has no assistant message. The message names the row.
     """
 
     def __init__(
@@ -75,22 +76,25 @@ class DataCollatorForJinaVLM:
 
 def conversation(row: dict) -> list[dict]:
     """
-    The messages of a row with its images in their places, as chat templates and pipelines take them.
+    The messages of a row with its images inserted, in the format of chat templates and pipelines.
 
     Raises:
-        ValueError: if images and places do not match, or the assistant says nothing.
+        ValueError: if the number of images does not match the number of image parts, or there is no assistant
+            message.
     """
     images = row.get("images") or []
     images = [_open(image) for image in (images if isinstance(images, (list, tuple)) else [images])]
     messages = [{**message, "content": content_parts(message["content"])} for message in row["messages"]]
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("there is no message of the assistant to learn from.")
+        raise ValueError('there is no assistant message to train on; add a message with `"role": "assistant"`.')
     if images and all(isinstance(message["content"], str) for message in row["messages"]):
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = [{"type": "image"}] * len(images) + first["content"]
-    places = [part for message in messages for part in message["content"] if part == {"type": "image"}]
-    if len(places) != len(images):
-        raise ValueError(f'there are {len(places)} {{"type": "image"}} parts for {len(images)} images.')
+    num_parts = sum(part == {"type": "image"} for message in messages for part in message["content"])
+    if num_parts != len(images):
+        raise ValueError(
+            f'there are {num_parts} {{"type": "image"}} parts for {len(images)} images; their numbers must be equal.'
+        )
     images = iter(images)
     for message in messages:
         message["content"] = [
@@ -100,7 +104,7 @@ def conversation(row: dict) -> list[dict]:
 
 
 def content_parts(content: str | list[dict]) -> list[dict]:
-    """A message's content as a list of parts, without the `None`s that a table of Arrow fills in."""
+    """The content of a message as a list of parts, without the `None` values that Arrow tables fill in."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     return [{key: value for key, value in part.items() if value is not None} for part in content]
@@ -113,9 +117,9 @@ def _open(image):
 
 
 def _describe(row: dict) -> str:
-    words = [
+    texts = [
         part.get("text") or ""
         for message in row.get("messages") or []
         for part in content_parts(message.get("content") or "")
     ]
-    return f"which begins with {' '.join(words).strip()[:60]!r}"
+    return f"which begins with {' '.join(texts).strip()[:60]!r}"

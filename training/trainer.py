@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The paper's recipe: `transformers.Trainer` with learning rates and warm-ups by module."""
+"""The paper's training recipe: `transformers.Trainer` with a learning rate and a warm-up for each module."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
 
 
-# Modules that have settings of their own; what belongs to neither of the others belongs to the decoder.
+# Modules with their own settings. Parameters outside of these modules, such as `lm_head`, belong to the last one.
 MODULES = ("vision_tower", "connector", "language_model")
 
 # Table 2 of arXiv 2512.04032.
@@ -43,59 +43,73 @@ STAGES = {
 @dataclass
 class JinaVLMTrainingArguments(TrainingArguments):
     r"""
-    [`TrainingArguments`] with settings by module and the paper's defaults (table 2 of arXiv 2512.04032): Adam with
-    β = 0.9 / 0.95 and ε = 1e-6, a cosine down to a tenth of the learning rate.
+    [`TrainingArguments`] with settings for each module and the paper's defaults (table 2 of arXiv 2512.04032): Adam
+    with β = 0.9 / 0.95 and ε = 1e-6, and a cosine schedule that ends at a tenth of the learning rate.
 
-    A `stage` fills in what is not given: learning rates, warm-ups, batch size and, unless epochs are asked for, steps.
+    `stage` sets the default learning rates, warm-ups and batch size, and the number of steps unless
+    `num_train_epochs` is set. Explicit arguments take precedence.
 
     Raises:
-        ValueError: if `stage` is unknown or `global_batch_size` cannot be divided among the devices.
+        ValueError: if `stage` is unknown, or `global_batch_size` is not a multiple of the rows that all devices
+            process at once.
     """
 
     stage: str | None = field(
         default=None, metadata={"help": "Stage of the paper's recipe.", "choices": [None, *STAGES]}
     )
     vision_tower_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the vision tower; --learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the vision tower. Default: --learning_rate."}
     )
     connector_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of the connector; --learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of the connector. Default: --learning_rate."}
     )
     language_model_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of decoder and output head; --learning_rate if not given."}
+        default=None, metadata={"help": "Learning rate of language model and output head. Default: --learning_rate."}
     )
     vision_tower_warmup_steps: float | None = field(
-        default=None, metadata={"help": "Warm-up of the vision tower: steps, or a share below 1; else --warmup_steps."}
+        default=None,
+        metadata={
+            "help": "Warm-up of the vision tower in steps, or below 1 as a fraction of all. Default: --warmup_steps."
+        },
     )
     connector_warmup_steps: float | None = field(
-        default=None, metadata={"help": "Warm-up of the connector: steps, or a share below 1; else --warmup_steps."}
+        default=None,
+        metadata={
+            "help": "Warm-up of the connector in steps, or below 1 as a fraction of all. Default: --warmup_steps."
+        },
     )
     language_model_warmup_steps: float | None = field(
-        default=None, metadata={"help": "Warm-up of the decoder: steps, or a share below 1; else --warmup_steps."}
+        default=None,
+        metadata={
+            "help": "Warm-up of the language model in steps, or below 1 as a fraction of all. Default: --warmup_steps."
+        },
     )
     freeze: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Modules to leave as they are: vision_tower, connector, language_model (with its output head) or "
-            "any part of the model by its name, such as language_model.layers.0."
+            "help": "Modules to freeze: vision_tower, connector, language_model (with its output head) or the name of "
+            "any submodule, such as language_model.layers.0."
         },
     )
     global_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Rows per step on all devices together; sets --gradient_accumulation_steps."},
+        metadata={"help": "Rows per step over all devices. Sets --gradient_accumulation_steps."},
     )
-    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 for AdamW optimizer."})
-    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon for AdamW optimizer."})
-    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "The scheduler type to use."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs the rows as they are."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    adam_epsilon: float = field(default=1e-6, metadata={"help": "Epsilon of AdamW."})
+    lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Learning rate schedule."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must be false: the collator needs all columns."}
+    )
     prediction_loss_only: bool = field(
-        default=True, metadata={"help": "Logits of a whole data set, vocabulary wide, fit into no memory."}
+        default=True,
+        metadata={"help": "Evaluate the loss only: the logits of a whole data set do not fit into memory."},
     )
 
     def __post_init__(self):
         if self.stage is not None:
             if self.stage not in STAGES:
-                raise ValueError(f"`stage` is {self.stage!r}; the paper's stages are {', '.join(map(repr, STAGES))}.")
+                raise ValueError(f"`stage` is {self.stage!r}, but must be one of {', '.join(map(repr, STAGES))}.")
             for name, value in STAGES[self.stage].items():
                 if getattr(self, name) is None:
                     setattr(self, name, value)
@@ -108,32 +122,33 @@ class JinaVLMTrainingArguments(TrainingArguments):
             rows = self.per_device_train_batch_size * max(1, self.n_gpu) * self.world_size
             if self.global_batch_size % rows:
                 raise ValueError(
-                    f"`global_batch_size` is {self.global_batch_size}, no multiple of the {rows} rows that "
-                    f"{rows // self.per_device_train_batch_size} device(s) take at once; change "
-                    "`per_device_train_batch_size`."
+                    f"`global_batch_size` is {self.global_batch_size}, but must be a multiple of {rows}: "
+                    f"{rows // self.per_device_train_batch_size} device(s) × `per_device_train_batch_size` "
+                    f"({self.per_device_train_batch_size})."
                 )
             self.gradient_accumulation_steps = self.global_batch_size // rows
         if self.accelerator_config.dispatch_batches is None:
-            # Batches of one process cannot be cut by rows for the others: pixel values have more rows, one per tile.
+            # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
             self.accelerator_config.dispatch_batches = False
 
 
 class JinaVLMTrainer(Trainer):
     """
-    [`Trainer`] that gives vision tower, connector and language model learning rates and warm-ups of their own and
-    leaves the modules in `args.freeze` alone. Takes [`JinaVLMTrainingArguments`]. `train(resume_from_checkpoint=True)`
-    goes on from the last checkpoint that is complete, or from the start where there is none. In several processes a
-    streaming data set of 🤗 Datasets begins again where it ends.
+    [`Trainer`] with a separate learning rate and warm-up for vision tower, connector and language model. It freezes
+    the modules in `args.freeze`. `args` are [`JinaVLMTrainingArguments`].
+
+    `train(resume_from_checkpoint=True)` resumes from the last complete checkpoint, or starts from the beginning if
+    there is none. In several processes, a streaming data set of 🤗 Datasets is repeated until `max_steps` is reached.
 
     Raises:
-        ValueError: if nothing in the model has a name in `args.freeze`.
+        ValueError: if a name in `args.freeze` matches no parameter of the model.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         is_stream = isinstance(self.train_dataset, IterableDataset) and hasattr(self.train_dataset, "repeat")
         if is_stream and self.args.world_size > 1:
-            # Files are divided among processes. One whose files hold fewer rows would be done first, the others wait.
+            # Each process reads its own files. A process that runs out of rows first would block all others.
             self.train_dataset = self.train_dataset.repeat(None)
         for name in self.args.freeze or []:
             parts = [name, "lm_head"] if name == "language_model" else [name]
@@ -143,7 +158,7 @@ class JinaVLMTrainer(Trainer):
                 if any(f".{part}." in f".{parameter_name}." for part in parts)
             ]
             if not frozen:
-                raise ValueError(f"`freeze` names {name!r}, but no parameter of the model is in a part of that name.")
+                raise ValueError(f"`freeze` contains {name!r}, but the model has no module of that name.")
             for parameter in frozen:
                 parameter.requires_grad_(False)
 
@@ -171,7 +186,7 @@ class JinaVLMTrainer(Trainer):
             factors = {}
             for module in MODULES:
                 warmup = self._setting(module, "warmup_steps")
-                # Any schedule of Transformers; its function of the step, applied to the module's learning rate.
+                # Builds any schedule of Transformers and keeps its function from step to learning rate factor.
                 (factors[module],) = get_scheduler(
                     self.args.lr_scheduler_type,
                     optimizer=torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0),
@@ -194,8 +209,8 @@ def _module_of(name: str) -> str:
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
-    The folder of the last checkpoint that was written to its end, if there is any. A run that dies while saving leaves
-    one behind that was not; Trainer writes its own state last.
+    The folder of the last complete checkpoint in `output_dir`, or `None`. A run that is killed while saving leaves an
+    incomplete checkpoint. [`Trainer`] writes its state last, so a checkpoint with a readable state is complete.
     """
     by_step = {
         int(path.parent.name.removeprefix("checkpoint-")): path

@@ -1,1 +1,1 @@
-"""A small JinaVLM that reads pages of real handwritten digits."""
+"""A small JinaVLM that reads pages of handwritten digits."""

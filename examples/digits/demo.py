@@ -1,6 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Asks the shipped model about handwritten pages it has never seen, and draws what it saw of them:
+Asks the shipped model about held-out pages of handwriting, and draws how each page is split into tiles:
 
     python -m examples.digits.demo [--output demo.png]
     python -m examples.digits.demo --image page.png --question "How many digits are there?"
@@ -22,17 +22,17 @@ GRIDS = [(1, 1), (1, 3), (2, 2), (3, 4)]
 
 
 def load(folder: str | Path):
-    """Model, in float32, and processor of a folder."""
+    """Loads the model, in float32, and the processor of a folder."""
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32"), AutoProcessor.from_pretrained(folder)
 
 
 def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[str, dict]:
     """
-    Asks one question about an image, a path, a URL or an open one.
+    Asks one question about an image, given as PIL image, path or URL.
 
     Returns:
-        `tuple[str, dict]`: the answer, and what the prompt is made of: the number of `image_tokens`, markers
-        included, and of `text_tokens`.
+        `tuple[str, dict]`: the answer, and the numbers of `image_tokens`, including markers, and `text_tokens` in the
+        prompt.
     """
     inputs = processor.apply_chat_template(
         conversation(image, question),
@@ -50,7 +50,7 @@ def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[
 
 
 def sheet(images: list[PIL.Image.Image], cols: int = 2) -> PIL.Image.Image:
-    """Images in rows of `cols` on white paper."""
+    """Arranges images in rows of `cols` on a white background."""
     lines = [images[start : start + cols] for start in range(0, len(images), cols)]
     lefts = [0]
     for column in range(cols):
@@ -66,10 +66,10 @@ def sheet(images: list[PIL.Image.Image], cols: int = 2) -> PIL.Image.Image:
 
 def demo(folder: str | Path = MODEL, output: str | Path = "demo.png") -> tuple[int, int]:
     """
-    Asks every question about one held-out page of each of `GRIDS`, prints the answers and draws the pages.
+    Asks every question about one held-out page for each of `GRIDS`, prints the answers and draws the pages.
 
     Returns:
-        `tuple[int, int]`: right answers and all of them.
+        `tuple[int, int]`: the number of correct answers and of all answers.
     """
     model, processor = load(folder)
     pages = {page.grid: page for page in reversed(held_out_pages())}

@@ -1,15 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Asks the shipped model every question about held-out pages and counts the right answers:
+Asks the shipped model every question about held-out pages and counts the correct answers:
 
     python -m examples.digits.evaluate [--model DIR] [--num_pages 360] [--batch_size 24] [--json FILE] [--markdown]
 
 Answers are decoded greedily, in float32, and compared as strings. Two rates are reported:
 
-- **exact answers**: answers that equal the right one but for surrounding spaces, of all answers;
-- **digits read**: digits of the answers to "Which digits are written here?" that stand where they should, of all
-  digits. Answer and right answer are aligned by `difflib.SequenceMatcher`; its matches are the digits read, and
-  the longer of the two counts as all of them, so that both missing and invented digits lower the rate.
+- **exact answers**: the fraction of answers that equal the reference, ignoring leading and trailing spaces;
+- **digits read**: the fraction of correct digits in the answers to "Which digits are written here?".
+  `difflib.SequenceMatcher` aligns answer and reference. Matched digits are correct, and the length of the longer of
+  the two is the total, so both missing and surplus digits lower the rate.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from transformers import pipeline
 from transformers.utils import logging
 
-import jvlm  # noqa: F401 - makes the pipeline know the model
+import jvlm  # noqa: F401 - registers the model with the pipeline
 
 from .pages import GRIDS, MAX_DIGITS, QUESTIONS, READ, held_out_pages
 
@@ -35,13 +35,13 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
 
     Args:
         model (`str` or `Path`, *optional*): folder with model and processor; the shipped one by default.
-        num_pages (`int`, *optional*, defaults to 360): pages, over all grids in turn.
-        batch_size (`int`, *optional*, defaults to 24): questions answered at once; it does not change the answers.
-        seed (`int`, *optional*, defaults to 1): of the pages.
+        num_pages (`int`, *optional*, defaults to 360): number of pages, cycling through all grids.
+        batch_size (`int`, *optional*, defaults to 24): questions per batch. It does not change the answers.
+        seed (`int`, *optional*, defaults to 1): random seed of the pages.
 
     Returns:
-        `dict`: the arguments, `exact` and `digits` of everything, and under `questions` and `grids` the same for
-        every question and every grid such as `"3x4"`. `exact` counts answers and `digits` digits, each as
+        `dict`: the arguments, the rates `exact` (of answers) and `digits` (of digits), and under `questions` and
+        `grids` the same rates for every question and every grid such as `"3x4"`. A rate is a
         `{"right": int, "all": int, "rate": float}`.
 
     Raises:
@@ -51,7 +51,7 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
         raise ValueError(f"`num_pages` must be at least 1, got {num_pages}.")
     ask = pipeline("image-text-to-text", model=str(model), dtype="float32")
     pages = held_out_pages(num_pages, seed)
-    # Pages of one grid have prompts of almost one length: side by side they need little padding.
+    # Prompts of pages with the same grid have almost the same length, so sorting by grid keeps padding small.
     rows = sorted(((page, question) for page in pages for question in QUESTIONS), key=lambda row: row[0].grid)
     counts = {kind: defaultdict(lambda: [0, 0]) for kind in ("exact", "digits")}
     for start in logging.tqdm(range(0, len(rows), batch_size), desc="Questions", unit="batch"):
@@ -90,19 +90,19 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
 
 
 def conversation(image, question: str) -> list[dict]:
-    """A chat of one question about one image, in the form that pipelines and chat templates take."""
+    """A chat with one question about one image, in the format of pipelines and chat templates."""
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
 
 
 def digits_read(answer: str, right: str) -> tuple[int, int]:
-    """Digits of an answer that stand where they should, and all of them; see the module's documentation."""
+    """The number of correct digits of an answer and the total number of digits; see the module docstring."""
     given, written = answer.split(), right.split()
     blocks = SequenceMatcher(None, given, written, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks), max(len(given), len(written))
 
 
 def model_folder(path: str) -> Path:
-    """The path of a command line's --model, which must be a folder."""
+    """Converts the argument of --model to a path, which must be a folder."""
     if not Path(path).is_dir():
         raise argparse.ArgumentTypeError(f"{path} is no folder; train a model with python -m examples.digits.train")
     return Path(path)
@@ -132,13 +132,13 @@ def markdown(results: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Counts the right answers of the shipped model on held-out pages.")
+    parser = argparse.ArgumentParser(description="Counts the correct answers of the shipped model on held-out pages.")
     parser.add_argument("--model", default=str(MODEL), type=model_folder, help="folder with model and processor")
     parser.add_argument("--num_pages", default=360, type=int)
-    parser.add_argument("--batch_size", default=24, type=int, help="questions answered at once")
+    parser.add_argument("--batch_size", default=24, type=int, help="questions per batch")
     parser.add_argument("--seed", default=1, type=int, help="seed of the pages")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE")
-    parser.add_argument("--markdown", action="store_true", help="print nothing but Markdown, to be pasted")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to FILE")
+    parser.add_argument("--markdown", action="store_true", help="print only the Markdown tables")
     args = parser.parse_args(argv)
     results = evaluate(args.model, args.num_pages, args.batch_size, args.seed)
     print(markdown(results))

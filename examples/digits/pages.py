@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Pages of real handwriting, scikit-learn's `load_digits`, with questions and answers."""
+"""Pages of handwritten digits from scikit-learn's `load_digits`, with questions and answers."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 
 TILE_SIZE, STRIDE, OVERLAP, PATCH_SIZE = 56, 40, 16, 8  # pixels
-PAPER = 10  # the label of a patch without a digit
+BACKGROUND = 10  # label of a patch without a digit
 GRIDS = [(rows, cols) for rows in (1, 2, 3) for cols in (1, 2, 3, 4)]
-NUM_HELD_OUT = 360  # the last samples of `load_digits`, written by people of whom most wrote none of the others
+NUM_HELD_OUT = 360  # the last samples of `load_digits`, mostly by writers who wrote none of the others
 MAX_DIGITS = 6
 
 READ = "Which digits are written here?"
@@ -28,7 +28,7 @@ DESCRIBE = "Describe this page."
 
 @dataclass
 class Page:
-    """A page: its image, if any, and the digits on it, line by line, in reading order."""
+    """A page: the digits of every line in reading order, its image if it has one, and the tile grid of the image."""
 
     lines: list[list[int]]
     image: PIL.Image.Image | None = None
@@ -40,12 +40,12 @@ class Page:
 
     @property
     def caption(self) -> str:
-        """What `DESCRIBE` asks for, such as "3 digits, line 1: 4 2, line 2: 7"."""
+        """The answer to `DESCRIBE`, such as "3 digits, line 1: 4 2, line 2: 7"."""
         lines = [f"line {number}: {' '.join(map(str, line))}" for number, line in enumerate(self.lines, start=1)]
         return ", ".join([f"{len(self.digits)} digits", *lines])
 
     def answer(self, question: str) -> str:
-        """The right answer to one of `QUESTIONS`, or to `DESCRIBE`."""
+        """The correct answer to one of `QUESTIONS` or to `DESCRIBE`."""
         if question == DESCRIBE:
             return self.caption
         if question == READ:
@@ -58,7 +58,7 @@ class Page:
 
 
 def load_samples(split: str) -> tuple[list[PIL.Image.Image], np.ndarray]:
-    """Ink of the handwritten samples, 8-bit grey images of 8×8, and their digits, for `"train"` or `"test"`."""
+    """The samples of a split, `"train"` or `"test"`: 8×8 8-bit grey images, bright on black, and their digits."""
     data = load_digits()
     part = slice(None, -NUM_HELD_OUT) if split == "train" else slice(-NUM_HELD_OUT, None)
     ink = (data.images[part] * (255 / 16)).round().astype(np.uint8)
@@ -73,16 +73,16 @@ def draw_page(
     augment: bool,
 ) -> Page:
     """
-    Draws a page whose size gives `grid` (rows, columns of tiles), with up to `num_digits` digits at random places, as
-    many as there is room for.
+    Draws a page whose size selects `grid` (rows and columns of tiles), with `num_digits` digits at random positions,
+    or as many as fit.
 
-    With `augment` the samples are turned, slanted and stretched a little.
+    `augment` slightly rotates, shears and scales the samples.
     """
     images, labels = samples
-    # A page at most as large as the canvas of its grid, and larger than the canvas of the next smaller one.
+    # The page is at most as large as the canvas of its grid, and larger than the canvas of the next smaller grid.
     height, width = (int(count * STRIDE + OVERLAP - rng.integers(0, STRIDE // 5)) for count in grid)
     paper = np.full((height, width), 255.0)
-    # No larger than the overlap of the tiles: some tile sees each digit whole.
+    # A digit is no larger than the overlap of the tiles, so at least one tile contains it completely.
     size = int(rng.integers(12, OVERLAP + 1))
     line_height = size + 5
     num_lines = int(rng.integers(1, max(1, min(num_digits, (height - 4) // line_height)) + 1))
@@ -113,7 +113,7 @@ def draw_page(
 
 
 def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> PIL.Image.Image:
-    """A sample turned by up to 12 degrees, slanted and stretched by up to 15 %, at `side` × `side` pixels."""
+    """Rotates a sample by up to 12 degrees, shears and scales it by up to 15 %, and resizes it to `side` pixels."""
     angle, slant = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(-0.15, 0.15)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, slant], [0, 1]]) @ np.diag(rng.uniform(0.9, 1.15, 2)) * (8 / side)
@@ -123,8 +123,8 @@ def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> P
 
 class DigitTiles(Dataset):
     """
-    Tiles `{"pixel_values": [3, 56, 56] in [-1, 1], "labels": [49]}` that teach the vision tower to see: the label of a
-    patch is the digit that covers its centre, or `PAPER`. Row i is always the same.
+    Tiles `{"pixel_values": [3, 56, 56] in [-1, 1], "labels": [49]}` for training the vision tower. The label of a
+    patch is the digit at its centre, or `BACKGROUND`. The seed and the index determine a row.
     """
 
     def __init__(self, num_rows: int, seed: int = 0):
@@ -138,14 +138,14 @@ class DigitTiles(Dataset):
         images, digits = self.samples
         border = OVERLAP // 2
         paper = np.full((TILE_SIZE + 2 * border,) * 2, 255.0)
-        labels = np.full(paper.shape, PAPER)
-        for _ in range(rng.integers(1, 25)):  # places tried; those that are taken stay as they are
+        labels = np.full(paper.shape, BACKGROUND)
+        for _ in range(rng.integers(1, 25)):  # attempts; a position that overlaps a digit is skipped
             side, sample = int(rng.integers(10, OVERLAP + 1)), int(rng.integers(len(images)))
             y, x = rng.integers(0, len(paper) - side + 1, 2)
-            place = slice(y, y + side), slice(x, x + side)
-            if (labels[place] == PAPER).all():
+            region = slice(y, y + side), slice(x, x + side)
+            if (labels[region] == BACKGROUND).all():
                 ink = np.asarray(_transform(images[sample], side, rng), float) * rng.uniform(0.7, 1.0)
-                paper[place], labels[place] = 255 - ink, digits[sample]
+                paper[region], labels[region] = 255 - ink, digits[sample]
         inside = slice(border, border + TILE_SIZE)
         pixels = (paper[inside, inside] / 127.5 - 1).astype(np.float32)
         centres = slice(border + PATCH_SIZE // 2, border + TILE_SIZE, PATCH_SIZE)
@@ -157,18 +157,18 @@ class DigitTiles(Dataset):
 
 class DigitPages(Dataset):
     """
-    Training pages as rows `{"messages": [...], "images": [image]}`, drawn when they are asked for: row i is always
-    the same. Rows of one batch have the same grid, so that little is padded.
+    Training pages as rows `{"messages": [...], "images": [image]}`, drawn on access. The seed and the index determine
+    a row. All rows of a batch have the same grid, which keeps padding small.
 
     Args:
-        num_rows (`int`): pages.
-        questions (`list[str]`): what is asked about a page, in random order.
-        batch_size (`int`): rows of a batch.
-        text_only_share (`float`, *optional*, defaults to 0.0): share of rows without an image, whose page is told in
-            words.
-        growth (`float`, *optional*, defaults to 0.0): share of the rows over which pages grow from one digit on one
-            tile to `MAX_DIGITS` on twelve.
-        seed (`int`, *optional*, defaults to 0): of everything.
+        num_rows (`int`): number of pages.
+        questions (`list[str]`): questions about every page, asked in random order.
+        batch_size (`int`): number of rows per batch.
+        text_only_share (`float`, *optional*, defaults to 0.0): fraction of rows without an image. The first question
+            then contains the digits as text.
+        growth (`float`, *optional*, defaults to 0.0): fraction of the rows over which pages grow from one digit on one
+            tile to `MAX_DIGITS` on twelve tiles.
+        seed (`int`, *optional*, defaults to 0): random seed.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class DigitPages(Dataset):
         grid = allowed[batch_rng.integers(len(allowed))]
         num_digits = int(rng.integers(1, 2 + int((MAX_DIGITS - 1) * progress)))
         if rng.random() < self.text_only_share:
-            page = tell_page(rng, num_digits)
+            page = text_page(rng, num_digits)
             beginning = [{"type": "text", "text": " / ".join(" ".join(map(str, line)) for line in page.lines)}]
         else:
             page = draw_page(self.samples, rng, grid, num_digits, augment=True)
@@ -208,14 +208,14 @@ class DigitPages(Dataset):
         return {"messages": messages, "images": [] if page.image is None else [page.image]}
 
 
-def tell_page(rng: np.random.Generator, num_digits: int) -> Page:
-    """A page without an image: `num_digits` random digits on random lines."""
+def text_page(rng: np.random.Generator, num_digits: int) -> Page:
+    """A page without an image: `num_digits` random digits with random line breaks."""
     breaks = np.flatnonzero(rng.random(num_digits - 1) < 0.4) + 1
     return Page([line.tolist() for line in np.split(rng.integers(0, 10, num_digits), breaks)])
 
 
 def held_out_pages(num_pages: int = 360, seed: int = 1) -> list[Page]:
-    """Pages of samples that no training page shows, 1 to `MAX_DIGITS` digits, over all grids in turn."""
+    """Pages of 1 to `MAX_DIGITS` digits from samples that are not in the training pages, cycling through all grids."""
     samples = load_samples("test")
     pages = []
     for index in range(num_pages):

@@ -1,19 +1,19 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Trains the small JinaVLM that ships in `examples/digits/model`, as a large one is made:
+Trains the small JinaVLM in `examples/digits/model`, in the steps of a full-size model:
 
     python -m examples.digits.train --output_dir OUT
 
-1. `vision_tower`: an encoder learns to see digits;
-2. `decoder`: a new Qwen3 and its tokenizer;
-3. `composed`: a JinaVLM of both, by `jvlm.conversion_scripts.compose_from_pretrained`;
-4. `language`: the decoder learns the questions on pages that are told in words;
-5. `captions`: the paper's first stage, pages and their descriptions;
-6. `questions`: the paper's second stage.
+1. `vision_tower`: trains a SigLIP encoder to classify the digit at every patch.
+2. `decoder`: creates a new Qwen3 and its tokenizer.
+3. `composed`: combines both with `jvlm.conversion_scripts.compose_from_pretrained`.
+4. `language`: trains the decoder on questions about pages given as text.
+5. `captions`: the paper's first stage, on page images and their descriptions.
+6. `questions`: the paper's second stage, on page images and questions.
 
-The last three are runs of [`finetune`]. Each step has a folder in OUT: what is complete is not done again, what was
-broken off goes on from its last complete checkpoint. OUT/model is the result, in bfloat16, with the Trainer's logs and
-an image of the losses.
+The last three steps call [`finetune`]. Each step has a folder in OUT. Complete steps are skipped, and interrupted ones
+resume from their last complete checkpoint. OUT/model is the final model in bfloat16, with the Trainer's logs and a
+plot of the losses.
 """
 
 import json
@@ -46,16 +46,18 @@ LOG = "log.json"
 
 @dataclass
 class DigitsArguments:
-    output_dir: Path = field(metadata={"help": "Folder to work in; the model will be in its folder `model`."})
+    output_dir: Path = field(metadata={"help": "Working folder. The final model is in its subfolder `model`."})
     vision_steps: int = field(default=9000, metadata={"help": "Steps of the vision tower."})
-    language_steps: int = field(default=600, metadata={"help": "Steps of the decoder on pages told in words."})
+    language_steps: int = field(default=600, metadata={"help": "Steps of the decoder on pages given as text."})
     caption_steps: int = field(default=1500, metadata={"help": "Steps of the first stage, captions."})
     question_steps: int = field(default=5300, metadata={"help": "Steps of the second stage, questions."})
     batch_size: int = field(default=32, metadata={"help": "Pages per step."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of connector and decoder; the tower's is a third."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
-    num_workers: int = field(default=1, metadata={"help": "Processes that draw pages."})
-    seed: int = field(default=0, metadata={"help": "Of everything."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of connector and decoder. The vision tower uses a third of it."}
+    )
+    save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
+    num_workers: int = field(default=1, metadata={"help": "Number of data loader workers."})
+    seed: int = field(default=0, metadata={"help": "Random seed."})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -65,7 +67,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     prompts = [f" User: {question} Assistant:" for question in [*QUESTIONS, DESCRIBE]]
     captions = [f" {MAX_DIGITS} digits, line {line}:" for line in range(1, MAX_DIGITS + 1)]
-    # A digit must stay one token: no merges across spaces, and every " 7" often enough to be merged.
+    # Every " 7" must be one token: there are no merges across spaces, and each digit is frequent enough to be merged.
     corpus = prompts * 20 + captions * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 200
     trainer = trainers.BpeTrainer(
         vocab_size=370,
@@ -84,7 +86,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_decoder(folder: Path) -> None:
-    """Saves a new Qwen3 of four blocks with its tokenizer."""
+    """Saves a new Qwen3 with four blocks and its tokenizer."""
     tokenizer = build_tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -106,7 +108,7 @@ def build_decoder(folder: Path) -> None:
 
 
 def compose(folder: Path, seed: int = 0) -> Path:
-    """Composes a JinaVLM of a folder's `vision_tower` and a new decoder, in its folder `composed`."""
+    """Composes `folder / "vision_tower"` and a new decoder to a JinaVLM in `folder / "composed"`."""
     build_decoder(folder / "decoder")
     return compose_from_pretrained(
         folder / "vision_tower", folder / "decoder", folder / "composed", vision_feature_layer=[3, 1], seed=seed
@@ -114,7 +116,7 @@ def compose(folder: Path, seed: int = 0) -> Path:
 
 
 def stages(args: DigitsArguments) -> dict[str, tuple[DigitPages, dict]]:
-    """Rows and training arguments of the stages that train the composed model, in their order."""
+    """Rows and training arguments of the stages that train the composed model, in order."""
     questions = [*QUESTIONS, DESCRIBE]
 
     def pages(steps: int, asked: list[str], seed: int, **settings) -> DigitPages:
@@ -137,7 +139,7 @@ def stages(args: DigitsArguments) -> dict[str, tuple[DigitPages, dict]]:
 
 
 def train(args: DigitsArguments) -> Path:
-    """Does what is not done yet, see the module's documentation, and returns the folder of the model."""
+    """Runs all steps that are not complete yet and returns the folder of the final model. See the module docstring."""
     output = args.output_dir
     common = {
         "save_steps": args.save_steps,

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The vision tower of the small model: a SigLIP encoder that learns to name the digit at every patch of a tile."""
+"""Trains the vision tower of the small model: a SigLIP encoder that classifies the digit at every patch of a tile."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from transformers import SiglipVisionConfig, SiglipVisionModel, Trainer, Trainin
 
 from jvlm.training import last_complete_checkpoint
 
-from .pages import PAPER, PATCH_SIZE, TILE_SIZE, DigitTiles
+from .pages import BACKGROUND, PATCH_SIZE, TILE_SIZE, DigitTiles
 
 
 BATCH_SIZE = 96
 
 
 class PatchReader(nn.Module):
-    """A SigLIP vision tower with a linear layer that tells the digit at every patch."""
+    """A SigLIP vision tower with a linear classifier of the digit at every patch."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class PatchReader(nn.Module):
             vision_use_head=False,
         )
         self.vision_tower = SiglipVisionModel(config)
-        self.classifier = nn.Linear(config.hidden_size, PAPER + 1)
+        self.classifier = nn.Linear(config.hidden_size, BACKGROUND + 1)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.classifier(self.vision_tower(pixel_values).last_hidden_state)  # [tiles, patches, classes]
@@ -38,7 +38,7 @@ class PatchReader(nn.Module):
 
 
 def train_vision_tower(folder: Path, max_steps: int, **arguments) -> list[dict]:
-    """Trains a vision tower, saves it in a folder and returns the Trainer's log."""
+    """Trains a vision tower, saves it in `folder` and returns the log history of the Trainer."""
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,

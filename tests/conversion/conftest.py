@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What the tests of the conversion scripts share: small checkpoints in the layouts that they read."""
+"""Fixtures of the conversion tests: small checkpoints in all formats that the scripts read."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from jvlm.conversion_scripts.convert_release import convert_release
 
 @pytest.fixture(scope="session")
 def siglip(tmp_path_factory) -> Path:
-    """A full SigLIP checkpoint with text tower and pooling head: 10 blocks, 4×4 patches of 14 pixels and a rest."""
+    """A SigLIP checkpoint with text tower and pooling head. Images of 60 pixels have 4×4 patches of 14 pixels."""
     set_seed(1)
     text_config = {
         "hidden_size": 16,
@@ -43,7 +43,7 @@ def siglip(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def qwen3(bare_tokenizer, tmp_path):
-    """A function (tied) to a Qwen3 checkpoint with a tokenizer that fills less than its 320 embeddings."""
+    """A function (tied) that saves a Qwen3 with 320 embeddings and a tokenizer with fewer tokens."""
 
     def build(tied: bool) -> Path:
         folder = tmp_path / f"qwen3-tied-{tied}"
@@ -71,21 +71,21 @@ def qwen3(bare_tokenizer, tmp_path):
 
 @pytest.fixture(scope="session")
 def published(release) -> Path:
-    """The small checkpoint in the published layout; tests must not change it."""
+    """The folder of the small published checkpoint. Tests must not modify it."""
     return release / "checkpoint"
 
 
 @pytest.fixture(scope="session")
 def converted(published, tmp_path_factory) -> Path:
-    """The same in Transformers' layout; tests must not change it."""
+    """The published checkpoint converted to Transformers' format. Tests must not modify it."""
     return convert_release(published, tmp_path_factory.mktemp("converted") / "checkpoint")
 
 
 @pytest.fixture
 def changed_copy(tmp_path):
     """
-    A function (source, weights=…, name of a JSON file without ending=…) to a copy of a checkpoint, changed in place
-    by the given functions.
+    A function (source, weights=…, **JSON file names without suffix=…) that copies a checkpoint. The given functions
+    modify the weights and the content of the JSON files in place.
     """
 
     def change(source: Path, weights=None, **files) -> Path:

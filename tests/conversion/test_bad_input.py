@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What is wrong with a checkpoint or a disk is said in a message that names it, and nothing half-written stays."""
+"""Damaged checkpoints and full disks give an error that names the problem, and leave no partial output."""
 
 import errno
 import json
@@ -78,7 +78,7 @@ def test_truncated_file(published, converted, siglip, qwen3, changed_copy, refus
     refused(ValueError, message, compose_from_pretrained, folders[siglip], qwen3(True), dtype="float32")
 
 
-def test_index_that_does_not_fit_the_files(published, changed_copy, refused):
+def test_index_does_not_match_the_files(published, changed_copy, refused):
     folder = in_shards(changed_copy(published))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["lm_head.weight"] = "model-00002-of-00002.safetensors"
@@ -162,7 +162,7 @@ def test_unsupported_published_field(published, changed_copy, refused, part, pat
     refused(ValueError, message, convert_release, folder)
 
 
-def test_hidden_sizes_that_do_not_match(published, converted, changed_copy, refused):
+def test_hidden_sizes_differ(published, converted, changed_copy, refused):
     folder = changed_copy(published, config=lambda config: config["vision_config"].update(output_size=96))
     refused(ValueError, "output_size.* is 96.*hidden_size.* is 64", convert_release, folder)
     folder = changed_copy(converted, config=lambda config: config["text_config"].update(hidden_size=96))
@@ -190,7 +190,7 @@ def test_tokenizer_of_another_checkpoint(published, converted, qwen3, siglip, ch
     refused(ValueError, message, compose_from_pretrained, siglip, folder)
 
 
-def test_other_models(siglip, qwen3, converted, refused, tmp_path):
+def test_unsupported_models(siglip, qwen3, converted, refused, tmp_path):
     refused(ValueError, "'qwen3' checkpoint; --vision takes SigLIP", compose_from_pretrained, qwen3(True), qwen3(True))
     refused(ValueError, "'siglip' checkpoint; --decoder takes Qwen3", compose_from_pretrained, siglip, siglip)
     refused(ValueError, "'qwen3' checkpoint, not one of JinaVLM", convert_release, qwen3(True), reverse=True)
@@ -236,7 +236,7 @@ def test_disk_too_small(converted, siglip, qwen3, refused, monkeypatch):
         SafetensorError("I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_disk_that_fills_up_while_writing(published, converted, refused, monkeypatch, error):
+def test_disk_fills_up_while_writing(published, converted, refused, monkeypatch, error):
     def write_some(tensors, filename, **kwargs):
         Path(filename).write_bytes(b"half of it")
         raise error
@@ -247,7 +247,7 @@ def test_disk_that_fills_up_while_writing(published, converted, refused, monkeyp
     refused(OSError, "output needs .* make room", convert_release, published)
 
 
-def test_interrupted_program_leaves_nothing(tmp_path):
+def test_interrupted_program_leaves_no_files(tmp_path):
     def write_and_stop():
         with checkpoint_folder.new_folder(tmp_path / "target" / "output") as folder:
             (folder / "file").write_text("half of it")
@@ -258,7 +258,7 @@ def test_interrupted_program_leaves_nothing(tmp_path):
     assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_program_says_it_in_one_line(published, tmp_path, capsys):
+def test_program_prints_errors_in_one_line(published, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
         main(["--checkpoint", str(published), "--output", str(tmp_path)])
     assert error.value.code == 1

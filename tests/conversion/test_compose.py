@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""compose_from_pretrained: what comes from the sources is theirs exactly, what is new is as documented."""
+"""compose_from_pretrained: source weights are unchanged, and new weights are initialized as documented."""
 
 import logging
 
@@ -50,7 +50,7 @@ def test_features_are_the_encoders_hidden_states(composed, siglip, layout):
     cells = model.config.pooled_grid[0] * model.config.pooled_grid[1]
     positions = torch.arange(3 * cells).view(3, cells)
     features = model.get_image_features(pixel_values, image_token_positions=positions, return_dict=True)
-    # The source's own image is 4 pixels wider than its patches; they are in no patch.
+    # The source image is 4 pixels larger than its patches. These pixels belong to no patch.
     padded = torch.nn.functional.pad(pixel_values, (0, 4, 0, 4))
     hidden_states = source(padded, output_hidden_states=True).hidden_states
     assert model.config.vision_feature_layer == [7, 1]
@@ -76,11 +76,11 @@ def test_folder_is_complete(composed, qwen3, tied, layout):
     assert processor.add_bos_token is (layout == "stitched")
     assert processor.chat_template is not None
     assert config.tie_word_embeddings is False
-    # The path of a local source is not for the world.
+    # Local paths must not be published.
     assert str(qwen3(tied)) not in (composed / "README.md").read_text()
 
 
-def test_paths_of_the_sources_are_not_told(composed):
+def test_source_paths_are_not_saved(composed):
     texts = {
         file.name: file.read_text() for pattern in ("*.json", "*.md", "*.jinja") for file in composed.glob(pattern)
     }
@@ -100,7 +100,7 @@ def test_new_rows_are_near_the_mean_and_distinct(composed, qwen3, tied):
         assert (new - old.mean(dim=0)).std() < 0.03 * old.std()
 
 
-def test_trains_a_step_generates_and_survives_saving(composed, make_image, user, tmp_path):
+def test_composed_model_trains_generates_and_can_be_saved(composed, make_image, user, tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(composed)
     processor = AutoProcessor.from_pretrained(composed)
     inputs = processor.apply_chat_template(
@@ -144,12 +144,12 @@ def test_the_same_seed_gives_the_same_weights(siglip, qwen3, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     name = "model.connector.pooling.q_proj.weight"
     assert not torch.equal(weights[0][name], weights[2][name])
-    # The caller's random numbers are the caller's.
+    # The random state of the caller does not change.
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
 
 
-def test_connector_keeps_the_size_of_features(siglip, qwen3, tmp_path):
+def test_connector_preserves_the_scale_of_features(siglip, qwen3, tmp_path):
     weights = load_file(compose_from_pretrained(siglip, qwen3(True), tmp_path / "a") / "model.safetensors")
     assert not weights["model.connector.pooling.q_proj.bias"].any()
     for name in ("pooling.q_proj", "pooling.out_proj", "projector.up_proj", "projector.down_proj"):
@@ -183,7 +183,7 @@ def test_dtypes(siglip, qwen3, tmp_path):
         config = AutoConfig.from_pretrained(folder)
         return {config.dtype, *(tensor.dtype for tensor in load_file(folder / "model.safetensors").values())}
 
-    assert dtypes() == {torch.float32}  # it holds the values of both
+    assert dtypes() == {torch.float32}  # float32 represents the values of both
     assert dtypes(dtype="bfloat16") == {torch.bfloat16}
 
 

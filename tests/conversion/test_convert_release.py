@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""convert_release: the published layout and ours are two forms of the same checkpoint."""
+"""convert_release: conversion between the published format and the format of Transformers, in both directions."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def assert_same_weights(a, b):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ["astronaut", "two_images", "padded_batch", "black_tile"])
-def test_converted_folder_gives_the_golden_numbers(converted, release, name):
+def test_converted_folder_gives_the_published_outputs(converted, release, name):
     golden = load_file(release / "golden.safetensors")
     case = next(case for case in json.loads((release / "golden.json").read_text())["cases"] if case["name"] == name)
     model = AutoModelForImageTextToText.from_pretrained(converted).eval()
@@ -51,14 +51,14 @@ def test_converted_folder_gives_the_golden_numbers(converted, release, name):
     assert tokens[:, inputs["input_ids"].shape[1] :].tolist() == case["greedy"]
 
 
-def test_converted_folder_is_ours(converted):
+def test_converted_folder_has_the_transformers_format(converted):
     config = content(converted, "config.json")
     assert config["text_config"]["model_type"] == "qwen3"
     assert all(
         name.startswith(("model.vision_tower.", "model.connector.", "model.language_model.", "lm_head."))
         for name in weights(converted)
     )
-    # No reference to code files that are not there.
+    # The configuration must not refer to code files that are not in the folder.
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         assert "auto_map" not in (converted / name).read_text()
     generation = GenerationConfig.from_pretrained(converted)
@@ -67,7 +67,7 @@ def test_converted_folder_is_ours(converted):
     assert "CC BY-NC 4.0" in (converted / "README.md").read_text()
 
 
-def test_chat_template_and_processor_travel(published, converted, tmp_path):
+def test_chat_template_and_processor_are_converted(published, converted, tmp_path):
     back = convert_release(converted, tmp_path / "published", reverse=True)
     folders = (published, converted, back)
     assert len({(folder / "chat_template.jinja").read_text() for folder in folders}) == 1
@@ -79,13 +79,13 @@ def test_chat_template_and_processor_travel(published, converted, tmp_path):
     assert vocabularies[0] == vocabularies[1] == vocabularies[2]
 
 
-def test_ours_to_published_to_ours_is_bitwise_equal(converted, tmp_path, capsys):
+def test_round_trip_from_transformers_format_is_bitwise_equal(converted, tmp_path, capsys):
     back = convert_release(converted, tmp_path / "published", reverse=True)
     listed = capsys.readouterr().out
     again = convert_release(back, tmp_path / "ours")
     assert_same_weights(converted, again)
     assert content(converted, "config.json") == content(again, "config.json")
-    # What ours does not keep is zeros, and said to be.
+    # The vision blocks that Transformers' format drops, because they are unused, are written as zeros and listed.
     zeros = {name: tensor for name, tensor in weights(back).items() if name.startswith(UNUSED_BLOCKS)}
     assert len(zeros) == 30
     assert not any(tensor.any() for tensor in zeros.values())
@@ -93,16 +93,16 @@ def test_ours_to_published_to_ours_is_bitwise_equal(converted, tmp_path, capsys)
     assert not weights(back)["model.vision_model.vl_connector.pad_embed"][0].any()
 
 
-def test_published_to_ours_to_published_is_bitwise_equal_with_the_source(published, converted, tmp_path, capsys):
+def test_round_trip_from_published_format_is_bitwise_equal(published, converted, tmp_path, capsys):
     back = convert_release(converted, tmp_path / "published", reverse=True, source=published)
     assert_same_weights(published, back)
     listed = capsys.readouterr().out
-    # The source's zero biases of the language model come along.
+    # The zero biases of the language model are copied from the source.
     assert "model.language_model.layers.2.attn.q_b" in listed
     assert "model.vision_model.layers.10.ffn.up.weight" in listed
 
 
-def test_published_files_are_the_source_s(published, converted, tmp_path):
+def test_published_files_equal_those_of_the_source(published, converted, tmp_path):
     back = convert_release(converted, tmp_path / "published", reverse=True, source=published)
     for name in ("config.json", "preprocessor_config.json", "processor_config.json"):
         ours, theirs = content(back, name), content(published, name)
@@ -110,14 +110,14 @@ def test_published_files_are_the_source_s(published, converted, tmp_path):
             settings.pop("auto_map")
             settings.pop("transformers_version", None)
         assert ours == theirs
-    # The code files of the release are not in the fixture: they are named where they lie.
+    # The fixture lacks the published code files, so the configuration refers to their repository.
     code = content(back, "config.json")["auto_map"]["AutoConfig"]
     assert code == "jinaai/jina-vlm--configuration_jvlm.JinaVLMConfig"
-    # Transformers 4 knows this name.
+    # The name in Transformers 4.
     assert content(back, "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
-def test_code_files_of_the_source_come_along(published, converted, changed_copy, tmp_path):
+def test_code_files_are_copied(published, converted, changed_copy, tmp_path):
     source = changed_copy(published)
     (source / "configuration_jvlm.py").write_text("# code\n")
     back = convert_release(converted, tmp_path / "published", reverse=True, source=source)
@@ -125,7 +125,7 @@ def test_code_files_of_the_source_come_along(published, converted, changed_copy,
     assert content(back, "config.json")["auto_map"] == content(published, "config.json")["auto_map"]
 
 
-def test_published_folder_loads_as_it_is(converted, tmp_path):
+def test_folder_converted_to_the_published_format_loads(converted, tmp_path):
     back = convert_release(converted, tmp_path / "published", reverse=True)
     model = AutoModelForImageTextToText.from_pretrained(back)
     expected = weights(converted)
@@ -156,13 +156,13 @@ def test_shards_and_index(published, converted, tmp_path, monkeypatch):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
-def test_lost_rows_of_the_head_are_told(converted, changed_copy, tmp_path, capsys):
+def test_dropped_rows_of_the_head_are_reported(converted, changed_copy, tmp_path, capsys):
     trained = changed_copy(converted, lambda tensors: tensors["lm_head.weight"][600].fill_(0.5))
     convert_release(trained, tmp_path / "published", reverse=True)
     assert "output head's rows of the image tokens (up to 0.5)" in capsys.readouterr().out
 
 
-def test_other_generation_settings_are_kept(published, changed_copy, tmp_path):
+def test_generation_settings_are_kept(published, changed_copy, tmp_path):
     source = changed_copy(published, generation_config=lambda settings: settings.update(repetition_penalty=1.5))
     ours = convert_release(source, tmp_path / "ours")
     back = convert_release(ours, tmp_path / "published", reverse=True)
@@ -172,7 +172,7 @@ def test_other_generation_settings_are_kept(published, changed_copy, tmp_path):
 
 
 def test_repository_on_the_hub(published, converted, tmp_path, monkeypatch):
-    # As huggingface_hub leaves a downloaded repository in its cache.
+    # The cache layout of huggingface_hub for a downloaded repository.
     repository = tmp_path / "cache" / "models--somebody--small"
     shutil.copytree(published, repository / "snapshots" / "0123abc")
     (repository / "refs").mkdir()
@@ -197,7 +197,7 @@ def test_command_line(published, tmp_path, capsys):
         ("stitched", {"vision_config": {"layer_norm_eps": 1e-5}}, r"vision_config\.layer_norm_eps.*1e-05"),
     ],
 )
-def test_what_the_published_layout_cannot_express_is_refused(
+def test_unsupported_configurations_are_an_error(
     build_model, build_processor, bare_tokenizer, layout, fields, message, tmp_path
 ):
     from jvlm import add_image_tokens
@@ -214,7 +214,7 @@ def test_what_the_published_layout_cannot_express_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
-def test_wrong_direction(published, converted, tmp_path):
+def test_wrong_direction_is_an_error(published, converted, tmp_path):
     with pytest.raises(ValueError, match="published layout already"):
         convert_release(published, tmp_path / "a", reverse=True)
     with pytest.raises(ValueError, match="use --reverse"):
@@ -225,7 +225,7 @@ def test_wrong_direction(published, converted, tmp_path):
         convert_release(converted, tmp_path / "a", reverse=True, source=converted)
 
 
-def test_source_of_another_architecture(published, converted, changed_copy, tmp_path):
+def test_source_of_another_architecture_is_an_error(published, converted, changed_copy, tmp_path):
     def narrow(tensors):
         tensors["model.vision_model.layers.10.ffn.up.weight"] = torch.zeros(7, 32)
 

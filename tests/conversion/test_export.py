@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""export_to_hub: a folder that loads, computes and saves the same where `jvlm` cannot be imported."""
+"""export_to_hub: the exported folder loads, runs and saves without the `jvlm` package."""
 
 import json
 import os
@@ -23,7 +23,7 @@ MESSAGES = [
     }
 ]
 
-# Runs in the folder of the image: exported checkpoint, place to save to, messages, place for the outputs.
+# Runs in the folder of the image. Arguments: exported checkpoint, output folder for saving, messages, output file.
 STRANGER = """
 import json, sys
 
@@ -76,7 +76,7 @@ save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, outpu
 
 @pytest.fixture(scope="module", params=["stitched", "independent"])
 def exported(request, converted, tmp_path_factory):
-    """An exported folder of either layout and the checkpoint that it is made from."""
+    """An exported folder, for each layout, and the checkpoint that was exported."""
     output = tmp_path_factory.mktemp(request.param) / "repository"
     if request.param == "stitched":
         return export_to_hub(converted, output), converted
@@ -91,7 +91,7 @@ def exported(request, converted, tmp_path_factory):
     return export_to_hub(source, output), source
 
 
-def test_loads_computes_and_saves_without_the_package(exported, make_image, tmp_path):
+def test_exported_folder_works_without_the_package(exported, make_image, tmp_path):
     folder, source = exported
     make_image(300, 420).save(tmp_path / "image.png")
     (tmp_path / "stranger.py").write_text(STRANGER)
@@ -148,7 +148,7 @@ def test_auto_map_names_every_auto_class(exported):
         assert f"\nclass {name}(" in (folder / f"{file}.py").read_text()
 
 
-def test_code_is_the_package_s_but_for_the_paths_of_imports(exported):
+def test_exported_code_equals_the_package_except_for_imports(exported):
     folder, _ = exported
     files = code_files()
     assert {file.name for file in folder.glob("*.py")} == files.keys()
@@ -163,7 +163,7 @@ def test_code_is_the_package_s_but_for_the_paths_of_imports(exported):
 
 def test_folder_is_complete_and_loads_with_the_package(exported):
     folder, source = exported
-    # Engines take the whole prompt from the template, so the BOS token that the processor would add is in it.
+    # Engines get the complete prompt from the chat template, so it contains the BOS token that the processor adds.
     template = (folder / "chat_template.jinja").read_text()
     assert template == "{{- bos_token or eos_token -}}" + (source / "chat_template.jinja").read_text()
     assert (folder / "README.md").read_text().startswith("---\n")
@@ -181,12 +181,12 @@ def test_large_weights_have_an_index(converted, tmp_path, monkeypatch):
     assert set(index["weight_map"].values()) == {file.name for file in folder.glob("*.safetensors")}
 
 
-def test_published_layout_is_converted_on_the_way(published, converted, tmp_path):
+def test_published_checkpoint_is_converted(published, converted, tmp_path):
     folder = export_to_hub(published, tmp_path / "repository")
     assert load_file(folder / "model.safetensors").keys() == load_file(converted / "model.safetensors").keys()
 
 
-def test_dtype_is_that_of_the_weights(converted, changed_copy, tmp_path):
+def test_dtype_of_the_weights_is_kept(converted, changed_copy, tmp_path):
     source = changed_copy(converted)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""verify: equal checkpoints are equal, and a difference is found in the stage where it arises."""
+"""verify: checkpoints with the same weights are equal, and a difference is found in the first stage it affects."""
 
 import math
 
@@ -16,13 +16,13 @@ CONNECTOR = "model.connector"
 
 @pytest.fixture
 def small(make_image) -> dict:
-    """Arguments for a quick comparison: one image of one tile."""
+    """Arguments for a fast comparison: one image of one tile."""
     return {"image": [make_image(300, 300)], "prompt": "What is it?"}
 
 
 @pytest.fixture
 def first_difference(converted, changed_copy, small):
-    """A function (changes of weights or files) to the first stage in which the changed checkpoint differs."""
+    """A function (changes of weights or files) that returns the first stage with a difference."""
 
     def compare(weights=None, **files) -> str | None:
         stages = verify(converted, changed_copy(converted, weights, **files), **small)
@@ -32,7 +32,7 @@ def first_difference(converted, changed_copy, small):
     return compare
 
 
-def test_layouts_of_one_checkpoint_are_equal(published, converted, small, tmp_path):
+def test_formats_of_one_checkpoint_are_equal(published, converted, small, tmp_path):
     back = convert_release(converted, tmp_path / "published", reverse=True)
     for other in (published, back, converted):
         stages = verify(converted, other, **small)
@@ -40,7 +40,7 @@ def test_layouts_of_one_checkpoint_are_equal(published, converted, small, tmp_pa
         assert format_table(stages).splitlines()[-1] == "equal"
 
 
-def test_one_perturbed_connector_weight(first_difference):
+def test_changed_connector_weight(first_difference):
     def perturb(tensors):
         tensors[f"{CONNECTOR}.projector.down_proj.weight"][3, 5] += 0.01
 
@@ -55,7 +55,7 @@ def test_swapped_value_and_gate(first_difference):
     assert first_difference(swap) == "connector"
 
 
-def test_swapped_value_and_gate_of_the_published_layout(published, converted, changed_copy, small):
+def test_swapped_value_and_gate_in_the_published_format(published, converted, changed_copy, small):
     def swap(tensors):
         name = "model.vision_model.vl_connector.projector.up.weight"
         tensors[name] = tensors[name].roll(len(tensors[name]) // 2, dims=0)
@@ -68,7 +68,7 @@ def test_feature_blocks_shifted_by_one(first_difference):
     def shift(config):
         config["vision_feature_layer"] = [block - 1 for block in config["vision_feature_layer"]]
 
-    def drop(tensors):  # the deepest block is in no use then
+    def drop(tensors):  # the last block is unused then
         for name in [name for name in tensors if ".encoder.layers.8." in name]:
             del tensors[name]
 
@@ -79,18 +79,18 @@ def test_dropped_last_tile_embedding(first_difference):
     assert first_difference(lambda tensors: tensors[f"{CONNECTOR}.last_tile_embedding"].zero_()) == "connector"
 
 
-def test_decoder_weight(first_difference):
+def test_changed_decoder_weight(first_difference):
     assert first_difference(lambda tensors: tensors["lm_head.weight"].mul_(1.01)) == "logits"
 
 
-def test_pixels(first_difference):
+def test_changed_pixels(first_difference):
     def shift(settings):
         settings["image_processor"]["image_mean"] = [0.5, 0.5, 0.51]
 
     assert first_difference(processor_config=shift) == "pixels"
 
 
-def test_other_shapes_are_different(converted, changed_copy, make_image):
+def test_different_shapes(converted, changed_copy, make_image):
     def fewer(settings):
         settings["image_processor"]["max_crops"] = 1
 
@@ -100,7 +100,7 @@ def test_other_shapes_are_different(converted, changed_copy, make_image):
     assert "shapes" in format_table(stages)
 
 
-def test_not_a_number_is_different(first_difference):
+def test_nan_is_different(first_difference):
     name = f"{CONNECTOR}.projector.down_proj.weight"
     assert first_difference(lambda tensors: tensors[name].fill_(float("nan"))) == "connector"
 
@@ -135,12 +135,12 @@ def test_exit_status_and_table(published, converted, changed_copy, make_image, t
         assert message in capsys.readouterr().err
 
 
-def test_the_drawn_image_has_several_tiles(converted):
+def test_default_image_has_several_tiles(converted):
     stages = verify(converted, converted)
     assert all(stage.is_equal and stage.difference == 0 for stage in stages)
 
 
-def test_tolerance_follows_the_size_of_a_stage():
+def test_tolerance_scales_with_the_values_of_a_stage():
     from jvlm.conversion_scripts.verify import _compare
 
     a = torch.full((4,), 100.0)

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The summary of what was fuzzed."""
+"""Prints how many inputs were tried, in the long mode."""
 
 from fuzzing import IS_LONG, counts
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""How much is fuzzed, and what: random images in memory and settings of the image processor."""
+"""Strategies for random images and image processor settings, and the number of examples per test."""
 
 import os
 from collections import Counter
@@ -10,40 +10,42 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 
-# The long run, `make fuzz`, tries many times as many inputs, other ones every time.
+# `make fuzz` sets the long mode: many more inputs, different ones in every run.
 IS_LONG = os.environ.get("JVLM_FUZZ") == "long"
-# What has been tried, for the summary at the end.
+# Numbers of tried inputs, for the summary at the end.
 counts = Counter()
 
 
 def effort(short: int, long: int):
-    """Decorator that sets how many inputs a test tries: in the ordinary suite always the same `short` ones."""
+    """Sets the number of examples of a test: `short` fixed ones by default, `long` random ones in the long mode."""
     return settings(
         max_examples=long if IS_LONG else short,
         derandomize=not IS_LONG,
         deadline=None,
         database=None,
-        # Fixtures are processors, which no input may change; inputs are large by design.
+        # The tests check that the processor fixtures do not change. Large inputs are intended.
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 
 
-# Mostly small, sometimes as large as 5000 pixels.
+# Mostly small, sometimes up to 5000 pixels.
 SIDES = st.integers(1, 60) | st.integers(1, 60) | st.integers(1, 300) | st.integers(1, 300) | st.integers(1, 5000)
 SIZES = st.tuples(SIDES, SIDES)
-# Bytes of a pixel in each mode of Pillow's; "1" packs eight pixels in one.
+if not IS_LONG:  # long sides, but no large areas, which take most of the time
+    SIZES = SIZES.filter(lambda size: size[0] * size[1] <= 200_000)
+# Bytes per pixel of Pillow's modes. Mode "1" packs eight pixels per byte, so it uses only a part of them.
 MODES = {"1": 1, "L": 1, "LA": 2, "La": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4, "RGBX": 4, "CMYK": 4}
 MODES |= {"YCbCr": 3, "LAB": 3, "HSV": 3, "I": 4, "F": 4, "I;16": 2, "I;16B": 2}
 
 
 def random_values(size: tuple[int, ...], seed: int) -> np.ndarray:
-    """Random bytes of this shape, soon repeated in large ones, which take too long otherwise."""
+    """Random bytes of this shape. For speed, the values repeat in large arrays."""
     return np.resize(np.random.default_rng(seed).integers(0, 256, 65521, dtype=np.uint8), size)
 
 
 @st.composite
 def pil_images(draw, sizes=SIZES) -> PIL.Image.Image:
-    """An image of Pillow of any mode, with or without transparency."""
+    """A PIL image of any mode, with or without transparency."""
     height, width = draw(sizes)
     mode = draw(st.sampled_from(list(MODES)))
     values = random_values((height, width, MODES[mode]), draw(st.integers(0, 2**32 - 1)))
@@ -63,7 +65,7 @@ def pil_images(draw, sizes=SIZES) -> PIL.Image.Image:
 
 @st.composite
 def image_settings(draw) -> dict:
-    """Arguments of the image processor that fit together."""
+    """Consistent arguments of the image processor."""
     patch_size, patches = draw(st.integers(1, 16)), draw(st.integers(1, 10))
     before = draw(st.integers(0, patches - 1))
     pooling_size = draw(st.integers(1, patches + 1))

@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Random faults of a saved folder: whatever loads with other outputs is found by `verify`, everything else fails with an
-error that names the file or what is wrong in it, and no pickle is opened on the way.
+Random damage to a saved checkpoint. Loading it must fail with an error that names the file or the wrong entry in it,
+or `verify` must detect the difference in the outputs. No pickle may be opened.
 """
 
 import json
@@ -25,13 +25,13 @@ from jvlm.conversion_scripts.verify import verify
 
 
 STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens", "weights", "settings"]
-NUM_FAULTS = 1000 if IS_LONG else 40  # of either layout
-SECONDS = 120  # by which nothing is done means that it hangs
+NUM_FAULTS = 1000 if IS_LONG else 40  # per layout
+TIMEOUT = 120  # seconds
 
 
 @pytest.fixture
 def original(build_model, build_processor, tmp_path):
-    """A function (layout) to a new folder of a small model in several shards, and a pickle that must stay unread."""
+    """A function (layout) that saves a small model in several shards, next to a pickle that must not be read."""
 
     def build(layout: str) -> Path:
         folder = tmp_path / "original"
@@ -45,15 +45,15 @@ def original(build_model, build_processor, tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_pickles(monkeypatch):
-    """Records who opens a pickle, even if the error is swallowed, and fails then; ends what hangs."""
+    """Fails the test if a pickle is opened, even if the error is caught."""
     opened = []
 
-    def refuse(*args, **kwargs):
+    def fail_on_open(*args, **kwargs):
         opened.append(args)
         raise AssertionError("a pickle was opened")
 
     for module, name in ((torch, "load"), (pickle, "load"), (pickle, "Unpickler")):
-        monkeypatch.setattr(module, name, refuse)
+        monkeypatch.setattr(module, name, fail_on_open)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -63,11 +63,11 @@ def no_pickles(monkeypatch):
     assert not opened
 
 
-def flip(content: bytearray, rng: random.Random, places: range) -> int:
-    """Flips one bit, and tells in which byte."""
-    place = rng.choice(places)
-    content[place] ^= 1 << rng.randrange(8)
-    return place
+def flip(content: bytearray, rng: random.Random, offsets: range) -> int:
+    """Flips one bit and returns the offset of its byte."""
+    offset = rng.choice(offsets)
+    content[offset] ^= 1 << rng.randrange(8)
+    return offset
 
 
 def damage(folder: Path, file: Path, rng: random.Random) -> str:
@@ -75,7 +75,7 @@ def damage(folder: Path, file: Path, rng: random.Random) -> str:
     Damages a file in one of several ways, in place.
 
     Returns:
-        `str`: the weight that is changed and no header with it, else an empty string.
+        `str`: the name of the weight if only the values of one weight changed, else an empty string.
     """
     kind = rng.choice(["flip", "flip", "flip", "truncate", "delete", "swap"])
     content = bytearray(file.read_bytes())
@@ -98,15 +98,15 @@ def damage(folder: Path, file: Path, rng: random.Random) -> str:
         return ""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
-    place = flip(content, rng, range(start, len(content))) - start
+    offset = flip(content, rng, range(start, len(content))) - start
     file.write_bytes(content)
     return next(
-        name for name, entry in header.items() if name != "__metadata__" and place in range(*entry["data_offsets"])
+        name for name, entry in header.items() if name != "__metadata__" and offset in range(*entry["data_offsets"])
     )
 
 
 def is_readable(file: Path) -> bool:
-    """Whether a file is there and, if it is JSON or safetensors, can be read as such."""
+    """Whether a file exists and, if it is JSON or safetensors, can be parsed."""
     try:
         if file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def is_readable(file: Path) -> bool:
 
 
 def outputs(folder: Path, image) -> list[torch.Tensor]:
-    """What a checkpoint makes of two conversations: ids, pixels, logits and greedy tokens."""
+    """The outputs of a checkpoint for two conversations: token ids, pixels, logits and greedy tokens."""
     model, processor = AutoModelForImageTextToText.from_pretrained(folder), JinaVLMProcessor.from_pretrained(folder)
     question = [
         {"type": "text", "text": "Who is this lady?"},
@@ -147,20 +147,20 @@ def outputs(folder: Path, image) -> list[torch.Tensor]:
 
 
 def stage_of(weight: str) -> str:
-    """The first stage that can tell a change of a weight."""
+    """The first stage of `verify` that depends on a weight."""
     if ".vision_tower." in weight:
         return "vision features"
-    # The embedding of <im_patch> is added to what the connector gives.
+    # The embedding of <im_patch> is added to the output of the connector.
     return "connector" if ".connector." in weight or ".embed_tokens." in weight else "logits"
 
 
-def words_of(before: str, after: str) -> set[str]:
-    """The words that are new in a text."""
+def new_words(before: str, after: str) -> set[str]:
+    """The words of a text that are not in the text before."""
     return set(re.findall(r'[^\s"\[\],:]{2,}', after)) - set(re.findall(r'[^\s"\[\],:]{2,}', before))
 
 
 def names_the_fault(error: Exception, file: Path, original: Path) -> bool:
-    """Whether a message names the file, or, where the file can be read, the thing in it that is wrong."""
+    """Whether an error message names the file or, if the file can be parsed, the wrong entry in it."""
     message = str(error)
     if file.name in message:
         return True
@@ -175,21 +175,21 @@ def names_the_fault(error: Exception, file: Path, original: Path) -> bool:
         return isinstance(error, jinja2.TemplateError) or "chat template" in message
     if not is_readable(file):
         return False
-    # A setting, a weight of another shape, an image token or the damaged word itself.
-    words = words_of((original / file.name).read_text(), file.read_text(errors="replace"))
+    # The message may name a setting, a weight of the wrong shape, an image token or the damaged word itself.
+    words = new_words((original / file.name).read_text(), file.read_text(errors="replace"))
     is_named = re.search(r"`[\w.]+`|do not fit: \S|<im_\w+>|<\|image\|>", message)
     return bool(is_named) or any(word in message for word in words)
 
 
 def attempt(function, *args, **kwargs):
-    """The result of a call, or its error; a call that does not end is a failure of the test."""
+    """The result or the exception of a call. A call that does not return fails the test."""
 
     def fail(*_):
-        raise pytest.fail.Exception(f"Nothing happened for {SECONDS} seconds.")
+        raise pytest.fail.Exception(f"The call did not return within {TIMEOUT} seconds.")
 
     if has_alarm := hasattr(signal, "SIGALRM"):
         before = signal.signal(signal.SIGALRM, fail)
-        signal.alarm(SECONDS)
+        signal.alarm(TIMEOUT)
     try:
         return function(*args, **kwargs)
     except Exception as error:
@@ -203,7 +203,7 @@ def attempt(function, *args, **kwargs):
 def check_fault(
     original: Path, damaged: Path, file: Path, weight: str, expected: list[torch.Tensor], make_image
 ) -> str:
-    """Asserts that a fault does no harm in silence, and tells what became of it."""
+    """Asserts that a fault leads to a clear error, is found by `verify` or has no effect. Returns which of them."""
     image = make_image(90, 130)
     found = attempt(outputs, damaged, image)
     if isinstance(found, Exception):
@@ -215,17 +215,17 @@ def check_fault(
     if isinstance(stages, Exception):
         assert isinstance(stages, (OSError, ValueError))
         assert names_the_fault(stages, file, original), f"{type(stages).__name__}: {stages}"
-        return "refused by verify"
+        return "rejected by verify"
     first = next((stage.name for stage in stages if not stage.is_equal), None)
     if weight:
-        assert first in STAGES[STAGES.index(stage_of(weight)) :], "found before the weight is used"
+        assert first in STAGES[STAGES.index(stage_of(weight)) :], "found in a stage before the weight is used"
     if first is None:
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), "verify finds nothing"
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), "verify missed a difference"
     return f"found by verify in {first}" if first else "without effect"
 
 
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
-def test_random_faults(original, make_image, layout):
+def test_random_damage_is_detected(original, make_image, layout):
     folder, damaged = original(layout), original(layout).parent / "damaged"
     expected = outputs(folder, make_image(90, 130))
     files = [file.name for file in sorted(folder.iterdir()) if file.suffix != ".bin"]

@@ -1,12 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Random images, arrays and files with random settings: tiles against tiles by hand, tokens against predictions."""
+"""Random images, arrays and files with random settings: tiles against a reference, tokens against predictions."""
 
 import base64
 import copy
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
 
 import numpy as np
 import PIL.Image
@@ -15,10 +14,10 @@ import PIL.ImageOps
 import pytest
 import torch
 from fuzzing import SIDES, SIZES, counts, effort, image_settings, pil_images, random_values
+from helpers import run_lengths
 from hypothesis import event, given
 from hypothesis import strategies as st
-from reference_tiles import expected_tiles
-from test_tiling import reference_grid, reference_positions
+from reference import expected_tiles, reference_grid, reference_positions
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from jvlm import JinaVLMImageProcessor
@@ -31,7 +30,7 @@ def processor(build_processor):
 
 
 def state(processor) -> dict:
-    """What a call must leave alone."""
+    """Everything that a call must not change."""
     image_processor = processor.image_processor
     return {
         "settings": copy.deepcopy(image_processor.to_dict()),
@@ -44,12 +43,12 @@ def state(processor) -> dict:
 
 
 def is_too_long(size: tuple[int, int], settings: dict) -> bool:
-    """Whether an image of this height and width is refused; the first resize has a limit of its own."""
+    """Whether the aspect ratio of an image is too large. The first resize has its own limit."""
     ratio = max(size) / min(size)
     return ratio > settings.get("max_aspect_ratio", 200) or (bool(settings.get("do_resize")) and ratio > 200)
 
 
-def tiles_by_hand(image: torch.Tensor, geometry: TileGeometry, settings: dict, scale: float = 255) -> torch.Tensor:
+def reference_tiles(image: torch.Tensor, geometry: TileGeometry, settings: dict, scale: float = 255) -> torch.Tensor:
     first_size = None
     if settings.get("do_resize"):
         limits = settings["min_pixels"], settings["max_pixels"]
@@ -66,26 +65,21 @@ def tiles_by_hand(image: torch.Tensor, geometry: TileGeometry, settings: dict, s
     )
 
 
-def spans(flags) -> list[int]:
-    """Lengths of the runs of ones."""
-    return [len(list(run)) for flag, run in groupby(np.asarray(flags).tolist()) if flag == 1]
-
-
-def assert_refused(processor, images, settings: dict, *words: str):
+def assert_rejected(processor, images, settings: dict, *words: str):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         processor(images=images, text="<|image|>" * len(images), **settings)
     assert any(word in str(error.value) for word in words), error.value
     counts["images"] += len(images)
-    counts["images refused"] += 1
+    counts["images rejected"] += 1
 
 
 def assert_tiles(processor, given_images: list, images: list[torch.Tensor], settings: dict, scale: float = 255):
-    """A call on `given_images` gives the tiles of `images` (`[3, height, width]` each) and the predicted tokens."""
+    """Asserts that `given_images` give the tiles of `images` (each `[3, height, width]`) and the predicted tokens."""
     before = state(processor)
     sizes = [tuple(image.shape[1:]) for image in images]
     hints = {name: value for name, value in settings.items() if name != "input_data_format"}
     if any(is_too_long(size, settings) for size in sizes):
-        assert_refused(processor, given_images, settings, "max_aspect_ratio", "aspect ratio")
+        assert_rejected(processor, given_images, settings, "max_aspect_ratio", "aspect ratio")
         with pytest.raises(ValueError, match=r"aspect.ratio"):
             processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
         return
@@ -95,7 +89,7 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
 
     predicted = processor._get_num_multimodal_tokens(image_sizes=sizes, **hints)
     input_ids = inputs["input_ids"][0]
-    assert spans(inputs["mm_token_type_ids"][0]) == predicted["num_image_tokens"]
+    assert run_lengths(inputs["mm_token_type_ids"][0]) == predicted["num_image_tokens"]
     assert np.isin(input_ids, processor.image_token_ids).sum() == sum(predicted["num_image_tokens"])
     assert len(inputs["pixel_values"]) == len(inputs["image_token_positions"]) == sum(predicted["num_image_patches"])
 
@@ -103,10 +97,10 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
     parts = (inputs[name].split(predicted["num_image_patches"]) for name in ("pixel_values", "image_token_positions"))
     for image, tiles, positions in zip(images, *parts, strict=True):
         kept = positions[positions >= 0].sort().values
-        assert torch.equal(kept, torch.arange(len(kept))), "every kept cell is placed exactly once"
+        assert torch.equal(kept, torch.arange(len(kept))), "every kept cell has exactly one position"
         assert torch.equal(positions[0], torch.arange(positions.shape[1])), "a thumbnail keeps all of its cells"
         num_cells += len(kept)
-        expected = tiles_by_hand(image, geometry, settings, scale)
+        expected = reference_tiles(image, geometry, settings, scale)
         assert tiles.shape == expected.shape
         assert tiles.dtype == torch.float32
         torch.testing.assert_close(tiles, expected, rtol=0, atol=1e-5)
@@ -125,8 +119,8 @@ def test_images(processor, data):
     image, settings = data.draw(pil_images()), data.draw(image_settings())
     try:
         expected = image.convert("RGB")
-    except ValueError:  # modes that Pillow converts to few others
-        return assert_refused(processor, [image], settings, "cannot be decoded")
+    except ValueError:  # Pillow cannot convert some modes to RGB
+        return assert_rejected(processor, [image], settings, "cannot be decoded")
     event(image.mode)
     if data.draw(st.booleans()):
         processor = copy.copy(processor)
@@ -135,10 +129,10 @@ def test_images(processor, data):
     assert_tiles(processor, [image], [as_tensor(expected)], settings)
 
 
-NUMPY_TYPES = ["bool", "uint8", "int16", "uint16", ">u2", "int32", "uint32", "int64", "uint64"]
-NUMPY_TYPES += ["float16", "float32", ">f4", "float64"]
-TORCH_TYPES = [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
-TORCH_TYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+NUMPY_DTYPES = ["bool", "uint8", "int16", "uint16", ">u2", "int32", "uint32", "int64", "uint64"]
+NUMPY_DTYPES += ["float16", "float32", ">f4", "float64"]
+TORCH_DTYPES = [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64]
+TORCH_DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @effort(short=150, long=6000)
@@ -147,10 +141,10 @@ def test_arrays(processor, data):
     settings = data.draw(image_settings())
     (height, width), channels = data.draw(SIZES), data.draw(st.sampled_from([0, 1, 3, 4]))
     values = random_values((height, width, channels or 1), data.draw(st.integers(0, 2**32 - 1)))
-    dtype = data.draw(st.sampled_from(NUMPY_TYPES + TORCH_TYPES))
+    dtype = data.draw(st.sampled_from(NUMPY_DTYPES + TORCH_DTYPES))
     is_float = "f" in str(dtype) and dtype != torch.bool
     if data.draw(st.booleans()) and is_float:
-        # Numbers that every type holds, so that there is one answer.
+        # Multiples of 1/256 are exact in every dtype.
         settings["do_rescale"], scale, values = False, 1, values / 256
     else:
         scale = 255
@@ -192,7 +186,7 @@ ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")
 
 @st.composite
 def files(draw) -> bytes:
-    """The bytes of an image file: with an orientation or without, of several images, damaged, empty, no image."""
+    """The bytes of an image file with or without orientation, of one or several frames, or damaged or empty."""
     kind = draw(st.sampled_from(list(FORMATS)))
     mode = draw(st.sampled_from(FORMATS[kind]))
     small = st.integers(1, 40) | st.integers(1, 200)
@@ -218,8 +212,8 @@ def files(draw) -> bytes:
     if damage == "truncate":
         del content[draw(st.integers(0, len(content))) :]
     elif damage == "flip":
-        for place in draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
-            content[place] ^= draw(st.integers(1, 255))
+        for offset in draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
+            content[offset] ^= draw(st.integers(1, 255))
     elif damage == "empty":
         content.clear()
     elif damage == "no image":
@@ -227,11 +221,11 @@ def files(draw) -> bytes:
     return bytes(content)
 
 
-def decoded(file, is_turned: bool) -> torch.Tensor | None:
-    """What Pillow makes of a file, turned upright if its orientation says so; `None` if it makes nothing of it."""
+def decoded(file, is_rotated: bool) -> torch.Tensor | None:
+    """The image in a file, rotated by its orientation tag if `is_rotated`. `None` if Pillow cannot decode it."""
     try:
         image = PIL.Image.open(file)
-        if is_turned:
+        if is_rotated:
             image = PIL.ImageOps.exif_transpose(image)
         image.load()
         return as_tensor(image.convert("RGB"))
@@ -240,7 +234,7 @@ def decoded(file, is_turned: bool) -> torch.Tensor | None:
 
 
 WAYS = ["path", "opened", "bytes", "base64", "data"]
-LARGEST = 6_000_000  # pixels of a damaged header that would take too long
+LARGEST = 6_000_000  # pixels; damaged headers can claim sizes that take too long to decode
 
 
 @effort(short=150, long=6000)
@@ -262,14 +256,14 @@ def test_files(processor, tmp_path_factory, data):
                 "base64": lambda: base64.b64encode(content).decode(),
                 "data": lambda: "data:image/png;base64," + base64.b64encode(content).decode(),
             }[way]()
-        except Exception:  # Pillow's own, before the processor sees anything
+        except Exception:  # Pillow fails before the processor is called
             return
-        # By the same way: Pillow turns some TIFF files differently if it can map them into memory.
+        # Open the file in the same way: Pillow rotates some TIFF files differently if it memory-maps them.
         file = path if way in ("path", "opened") else io.BytesIO(content)
-        expected = decoded(file, is_turned=way in ("path", "base64", "data"))
+        expected = decoded(file, is_rotated=way in ("path", "base64", "data"))
         if expected is None:
-            event(f"{way}, refused")
-            assert_refused(processor, [image], settings, "cannot be decoded", "base64", "image")
+            event(f"{way}, rejected")
+            assert_rejected(processor, [image], settings, "cannot be decoded", "base64", "image")
         else:
             event(f"{way}, decoded")
             assert_tiles(processor, [image], [expected], settings)
@@ -278,8 +272,8 @@ def test_files(processor, tmp_path_factory, data):
 @effort(short=6, long=150)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
-def test_one_processor_in_eight_threads(processor, data):
-    small = st.integers(5, 150)  # not to be taken for channels
+def test_processor_is_thread_safe(processor, data):
+    small = st.integers(5, 150)  # larger than any number of channels
     calls = []
     for _ in range(data.draw(st.integers(8, 16))):
         settings = data.draw(image_settings()) | {"max_aspect_ratio": 200}
@@ -319,8 +313,8 @@ ANY_SETTING = {
 
 @effort(short=100, long=3000)
 @given(data=st.data())
-def test_settings_that_need_not_fit(processor, data):
-    """Whatever does not fit together is a `ValueError`; what fits gives the tokens that were predicted."""
+def test_random_settings_work_or_are_an_error(processor, data):
+    """Inconsistent settings raise a `ValueError`. Consistent ones give the predicted number of tokens."""
     settings = data.draw(st.fixed_dictionaries({}, optional=ANY_SETTING))
     if "size" in settings and data.draw(st.booleans()):
         settings["size"]["width"] = settings["size"]["height"]
@@ -330,10 +324,10 @@ def test_settings_that_need_not_fit(processor, data):
     try:
         inputs = processor(images=image, text="<|image|>", return_mm_token_type_ids=True, **settings)
     except ValueError:
-        counts["images refused"] += 1
+        counts["images rejected"] += 1
     else:
         predicted = processor._get_num_multimodal_tokens(image_sizes=[[height, width]], **settings)
-        assert spans(inputs["mm_token_type_ids"][0]) == predicted["num_image_tokens"] != [0]
+        assert run_lengths(inputs["mm_token_type_ids"][0]) == predicted["num_image_tokens"] != [0]
         assert [len(inputs["pixel_values"])] == predicted["num_image_patches"]
         tile_size = settings.get("size", {"height": 56})["height"]
         assert inputs["pixel_values"].shape[1:] == (3, tile_size, tile_size)
@@ -343,7 +337,7 @@ def test_settings_that_need_not_fit(processor, data):
 @effort(short=100, long=5000)
 @given(data=st.data())
 def test_geometry(data):
-    """Grids and places of any geometry against straightforward loops."""
+    """Grids and token positions of random geometries against simple loops."""
     settings = data.draw(image_settings())
     geometry, max_crops = JinaVLMImageProcessor(**settings).geometry(), settings["max_crops"]
     counts["geometries"] += 1

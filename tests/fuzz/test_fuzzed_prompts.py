@@ -1,8 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Random prompts and conversations, control tokens among them: token by token against their pieces' own tokens."""
+"""Random prompts and conversations with control tokens, compared with separately tokenized pieces."""
 
-import base64
-import io
 from itertools import chain, islice
 
 import numpy as np
@@ -10,25 +8,38 @@ import PIL.Image
 import pytest
 import torch
 from fuzzing import counts, effort
+from helpers import END_OF_TEXT, LAYOUTS, MARKERS, encode_base64
 from hypothesis import event, given
 from hypothesis import strategies as st
 
 
-LAYOUTS = ["independent", "stitched"]
-END = "<|endoftext|>"
-MARKERS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
-CONTROL = ["<|image|>", END, " User:", " Assistant:", "<|", "im", "age|>", "<im_", "|>", "{{", "}}", "{%", "\0", "\n"]
+CONTROL = [
+    "<|image|>",
+    END_OF_TEXT,
+    " User:",
+    " Assistant:",
+    "<|",
+    "im",
+    "age|>",
+    "<im_",
+    "|>",
+    "{{",
+    "}}",
+    "{%",
+    "\0",
+    "\n",
+]
 CONTROL += ["\r", "  ", "\ufeff", "\u202e", "é", "e\u0301", "🙂", "<s>", "\\", "'", '"', "%s"]
 WORDS = st.text(max_size=8) | st.sampled_from(CONTROL)
 TEXTS = st.lists(WORDS, max_size=6).map("".join)
-# One in a few has what is refused: an image token of its own, or half of a pair of surrogates.
-SPOILED_TEXTS = TEXTS | st.tuples(TEXTS, st.sampled_from([*MARKERS, "\ud83d"]), TEXTS).map("".join)
+# Some texts contain what is rejected: an image token, or half of a surrogate pair.
+INVALID_TEXTS = TEXTS | st.tuples(TEXTS, st.sampled_from([*MARKERS, "\ud83d"]), TEXTS).map("".join)
 IMAGES = st.tuples(st.integers(1, 150), st.integers(1, 150)).map(lambda size: PIL.Image.new("RGB", size, "green"))
 
 
 @pytest.fixture
 def processors(build_processor):
-    """A processor for every layout, without and with a BOS token."""
+    """Processors by layout and by whether they add a BOS token."""
     return {
         (layout, add_bos_token): build_processor(layout, add_bos_token=add_bos_token)
         for layout in LAYOUTS
@@ -37,12 +48,12 @@ def processors(build_processor):
 
 
 def image_ids(processor, image: PIL.Image.Image) -> list[int]:
-    """The tokens of one image, written out by hand."""
+    """The expected tokens of one image."""
     ids = dict(zip(MARKERS, processor.tokenizer.convert_tokens_to_ids(MARKERS), strict=True))
     rows, cols = processor.image_processor.get_image_grid(image.height, image.width)
     if processor.image_processor.layout == "independent":
         return [ids["<im_patch>"]] * (3 * 4 * (1 + rows * cols))
-    # Of 4 × 4 cells, tiles keep 3 a side next to a neighbour; between two, 5 patches are 3 cells too.
+    # A tile has 4 × 4 cells. It keeps 4 along an axis with one tile, and 3 along an axis with several tiles.
     tokens = []
     for height, width in ((4, 4), tuple(4 if count == 1 else 3 * count for count in (rows, cols))):
         row = [ids["<im_patch>"]] * width + [ids["<im_col>"]]
@@ -51,9 +62,9 @@ def image_ids(processor, image: PIL.Image.Image) -> list[int]:
 
 
 def prompt_ids(processor, text: str, images: list[PIL.Image.Image]) -> list[int]:
-    """The tokens of a prompt with as many placeholders as images: those of its pieces, one after the other."""
-    if processor.add_bos_token and not text.startswith(END):
-        text = END + text
+    """The expected tokens of a prompt: its pieces between the placeholders, tokenized separately, and its images."""
+    if processor.add_bos_token and not text.startswith(END_OF_TEXT):
+        text = END_OF_TEXT + text
     pieces = [processor.tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split("<|image|>")]
     ids = list(pieces[0])
     for image, piece in zip(images, pieces[1:], strict=True):
@@ -61,17 +72,17 @@ def prompt_ids(processor, text: str, images: list[PIL.Image.Image]) -> list[int]
     return ids
 
 
-def is_spoiled(text: str) -> bool:
+def is_invalid(text: str) -> bool:
     return any(marker in text for marker in (*MARKERS, "\ud83d"))
 
 
 def with_placeholders(text: str, images: list) -> str:
-    """A prompt without placeholder gets its images at its start."""
+    """Puts the placeholders at the start of a prompt that has none."""
     return text if "<|image|>" in text else "<|image|>" * len(images) + text
 
 
 def assert_rows(processor, inputs, expected: list[list[int]], images: list):
-    """Ids, attention and types of a batch, padded or not, and a tile row for every tile."""
+    """Asserts the token ids, attention masks, token types and number of tiles of a batch, padded or not."""
     assert len(inputs["input_ids"]) == len(expected)
     pads_left = processor.tokenizer.padding_side == "left"
     length = max(map(len, expected))
@@ -79,8 +90,8 @@ def assert_rows(processor, inputs, expected: list[list[int]], images: list):
         row = np.asarray(inputs["input_ids"][index]).tolist()
         padding = [0] * (len(row) - len(ids))
         assert not padding or len(row) == length
-        place = slice(len(padding), None) if pads_left else slice(None, len(ids))
-        assert row[place] == ids
+        is_token = slice(len(padding), None) if pads_left else slice(None, len(ids))
+        assert row[is_token] == ids
         mask = [1] * len(ids)
         assert np.asarray(inputs["attention_mask"][index]).tolist() == (
             padding + mask if pads_left else mask + padding
@@ -97,7 +108,7 @@ def assert_rows(processor, inputs, expected: list[list[int]], images: list):
 def test_prompts(processors, data):
     processor = processors[data.draw(st.sampled_from(list(processors)))]
     settings, num_tokens = vars(processor).copy(), len(processor.tokenizer)
-    texts = data.draw(st.lists(SPOILED_TEXTS, min_size=1, max_size=3))
+    texts = data.draw(st.lists(INVALID_TEXTS, min_size=1, max_size=3))
     form = data.draw(st.sampled_from(["as many", "as many", "as many, flat", "any", "any, flat", "none"]))
     rows = [
         data.draw(st.lists(IMAGES, min_size=count, max_size=count))
@@ -113,19 +124,19 @@ def test_prompts(processors, data):
     rows, images = ([[]] * len(texts), []) if form == "none" else (rows, images)
     counts["prompts"] += len(texts)
 
-    # What is to be expected: one prompt's images are its own, flat or nested; flat ones are not told apart.
+    # A flat list of images is distributed by the placeholders. A nested list assigns images to prompts.
     if not images:
         fits = not any("<|image|>" in text for text in texts)
         full = texts
     elif is_flat and len(texts) > 1:
         full = texts
         fits = sum(text.count("<|image|>") for text in texts) == len(images)
-        places = iter(images)
-        rows = [list(islice(places, text.count("<|image|>"))) for text in texts]
+        remaining = iter(images)
+        rows = [list(islice(remaining, text.count("<|image|>"))) for text in texts]
     else:
         full = [with_placeholders(text, row) for text, row in zip(texts, rows, strict=True)]
         fits = all(text.count("<|image|>") == len(row) for text, row in zip(full, rows, strict=True))
-    is_valid = fits and not any(map(is_spoiled, texts))
+    is_valid = fits and not any(map(is_invalid, texts))
     expected = [prompt_ids(processor, text, row) for text, row in zip(full, rows, strict=True)] if is_valid else []
 
     call = {"text": texts if len(texts) > 1 or data.draw(st.booleans()) else texts[0], "images": given_images}
@@ -143,18 +154,12 @@ def test_prompts(processors, data):
         event("valid")
         assert_rows(processor, processor(**call), expected, images)
     else:
-        event("refused")
-        counts["prompts refused"] += 1
+        event("rejected")
+        counts["prompts rejected"] += 1
         with pytest.raises(ValueError, match=r"<\|image\|>|Prompt \d contains|Truncation would cut|lists of images"):
             processor(**call)
     assert vars(processor) == settings
     assert len(processor.tokenizer) == num_tokens
-
-
-def png(image: PIL.Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def image_part(form: str, image: PIL.Image.Image) -> dict:
@@ -162,46 +167,45 @@ def image_part(form: str, image: PIL.Image.Image) -> dict:
         "image": lambda: image,
         "array": lambda: np.asarray(image),
         "tensor": lambda: torch.from_numpy(np.array(image)).permute(2, 0, 1),
-        "base64": lambda: png(image),
-        "url": lambda: "data:image/png;base64," + png(image),
+        "base64": lambda: encode_base64(image),
+        "url": lambda: "data:image/png;base64," + encode_base64(image),
     }[form]()
-    # Arrays of one or three rows or columns could be read both ways.
     return {"type": "image", form if form in ("base64", "url") else "image": value}
 
 
 @st.composite
 def conversations(draw) -> tuple[list[dict], list[tuple]]:
-    """A conversation, and what it says: (role, text or image, ...) of every message."""
-    messages, said = [], []
+    """A conversation, and (role, text or list of texts and images) of every message."""
+    messages, contents = [], []
     for _ in range(draw(st.integers(1, 4))):
         role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)
         if draw(st.booleans()):
-            content = draw(SPOILED_TEXTS.filter(bool))  # for an empty one, Transformers tokenises an empty list
+            content = draw(INVALID_TEXTS.filter(bool))  # Transformers tokenizes an empty list for an empty string
             messages.append({"role": role, "content": content})
-            said.append((role, content))
+            contents.append((role, content))
             continue
         parts, pieces = [], []
         for _ in range(draw(st.integers(0, 3))):
             if role == "assistant" or draw(st.booleans()):
-                text = draw(SPOILED_TEXTS)
+                text = draw(INVALID_TEXTS)
                 parts.append({"type": "text", "text": text})
                 pieces.append(text)
             else:
-                image = draw(IMAGES.filter(lambda image: image.height > 4 and image.width > 4))
+                image = draw(IMAGES.filter(lambda image: min(image.size) > 4))  # else the channel axis is ambiguous
                 parts.append(image_part(draw(st.sampled_from(["image", "array", "tensor", "base64", "url"])), image))
                 pieces.append(image)
         messages.append({"role": role, "content": parts})
-        said.append((role, pieces))
-    return messages, said
+        contents.append((role, pieces))
+    return messages, contents
 
 
-def rendered(layout: str, said: list[tuple], add_generation_prompt: bool) -> tuple[str, list[str]]:
-    """A conversation's text, and what the assistant says in it."""
+def rendered(layout: str, contents: list[tuple], add_generation_prompt: bool) -> tuple[str, list[str]]:
+    """The expected text of a conversation, and the answers of the assistant in it."""
     text, answers = "", []
-    for role, content in said:
+    for role, content in contents:
         text += f" {role.capitalize()}:"
         if role == "assistant":
-            answers.append(" " + (content if isinstance(content, str) else "".join(content)) + END)
+            answers.append(" " + (content if isinstance(content, str) else "".join(content)) + END_OF_TEXT)
             text += answers[-1]
         elif isinstance(content, str):
             text += " " + content
@@ -218,11 +222,11 @@ def test_conversations(processors, data):
     (layout, add_bos_token) = data.draw(st.sampled_from(list(processors)))
     processor = processors[layout, add_bos_token]
     settings, num_tokens = vars(processor).copy(), len(processor.tokenizer)
-    chats, said = zip(*data.draw(st.lists(conversations(), min_size=1, max_size=2)), strict=True)
+    chats, contents = zip(*data.draw(st.lists(conversations(), min_size=1, max_size=2)), strict=True)
     add_generation_prompt, with_mask = data.draw(st.booleans()), data.draw(st.booleans())
     counts["conversations"] += len(chats)
-    texts, answers = zip(*(rendered(layout, chat, add_generation_prompt) for chat in said), strict=True)
-    rows = [[piece for _, content in chat for piece in content if not isinstance(piece, str)] for chat in said]
+    texts, answers = zip(*(rendered(layout, chat, add_generation_prompt) for chat in contents), strict=True)
+    rows = [[piece for _, content in chat for piece in content if not isinstance(piece, str)] for chat in contents]
     is_batch = len(chats) > 1 or data.draw(st.booleans())
     assert processor.apply_chat_template(list(chats), add_generation_prompt=add_generation_prompt) == list(texts)
 
@@ -230,11 +234,11 @@ def test_conversations(processors, data):
     call["processor_kwargs"] = {"padding": data.draw(st.booleans())}
     call["return_assistant_tokens_mask"] = with_mask
     given_chats = [*chats] if is_batch else chats[0]
-    if any(map(is_spoiled, texts)) or any(
+    if any(map(is_invalid, texts)) or any(
         text.count("<|image|>") != len(row) for text, row in zip(texts, rows, strict=True)
     ):
-        event("refused")
-        counts["conversations refused"] += 1
+        event("rejected")
+        counts["conversations rejected"] += 1
         with pytest.raises(ValueError, match=r"<\|image\|>|Prompt \d contains|lists of images"):
             processor.apply_chat_template(given_chats, **call)
     else:
@@ -242,9 +246,9 @@ def test_conversations(processors, data):
         inputs = processor.apply_chat_template(given_chats, **call)
         expected = [prompt_ids(processor, text, row) for text, row in zip(texts, rows, strict=True)]
         assert_rows(processor, inputs, expected, list(chain(*rows)))
-        for index, words in enumerate(answers if with_mask else []):
+        for index, expected_answers in enumerate(answers if with_mask else []):
             mask = inputs["assistant_masks"][index]
-            masked = [token for token, is_said in zip(inputs["input_ids"][index], mask, strict=True) if is_said]
-            assert processor.tokenizer.decode(masked) == "".join(words)
+            masked = [token for token, is_answer in zip(inputs["input_ids"][index], mask, strict=True) if is_answer]
+            assert processor.tokenizer.decode(masked) == "".join(expected_answers)
     assert vars(processor) == settings
     assert len(processor.tokenizer) == num_tokens

@@ -1,11 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-What `test_distributed.py` runs in several processes:
+The program that `test_distributed.py` launches in several processes:
 
-    accelerate launch ... distributed_program.py FOLDER STRATEGY     # the runs of RUNS[STRATEGY]
-    accelerate launch ... distributed_program.py ARGUMENT...         # examples.finetune with these arguments
+    accelerate launch ... distributed_program.py FOLDER STRATEGY [ARGUMENT...]
 
-FOLDER holds `model` and `rows.pt`, rows by name. Every process writes what it saw to FOLDER/STRATEGY/RUN/RANK.json.
+It trains with all settings of RUNS[STRATEGY], and calls examples.finetune if there are arguments for it. FOLDER
+contains `model` and `rows.pt`, rows by name. Every process writes its results to FOLDER/STRATEGY/RUN/RANK.json.
 """
 
 import json
@@ -22,9 +22,9 @@ from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainin
 
 
 ROWS_PER_STEP = 4
-STREAM_STEPS = 6  # more than there are rows for
-# Name of the run to its rows and training arguments. DDP finds out by itself which weights a process left out, unless
-# the backward pass recomputes the forward pass; all of them must do without.
+STREAM_STEPS = 6  # more than the stream has rows for
+# Rows and training arguments of every run. Trainer lets DDP search for unused weights, unless gradient checkpointing
+# is on. "mixed" and "text" disable the search, so that training fails if a process does not use a weight.
 BOTH = {"mixed": ("mixed", {}), "text": ("text", {})}
 RUNS = {
     "ddp": {
@@ -38,12 +38,12 @@ RUNS = {
 
 
 def shard_on_cpu() -> None:
-    """Accelerate divides models among accelerators only: it shall take this process for one of those."""
+    """Makes Accelerate shard models on CPUs, which it only does on accelerators."""
     PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
 
 
 def stream(rows: list[dict]):
-    """A streaming data set of two files, one for each process, that end at different steps."""
+    """A streaming data set of two files, one per process, with different numbers of rows."""
     from datasets import IterableDataset
 
     def read(files):
@@ -54,7 +54,7 @@ def stream(rows: list[dict]):
 
 
 def train(folder: Path, rows: str, output: Path, **settings) -> tuple[JinaVLMTrainer, dict]:
-    """Trains the model in `folder` on all of its `rows`, and evaluates it on `evaluation`; returns also the losses."""
+    """Trains the model in `folder` on `rows` and evaluates it on `evaluation`. Returns the trainer and all losses."""
     by_name = torch.load(folder / "rows.pt", weights_only=False)
     is_stream = rows == "stream"
     args = JinaVLMTrainingArguments(
@@ -77,16 +77,16 @@ def train(folder: Path, rows: str, output: Path, **settings) -> tuple[JinaVLMTra
         data_collator=DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model")),
     )
     trainer.train()
-    seen = {
+    results = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "eval_loss": trainer.evaluate(by_name["evaluation"])["eval_loss"],
         "uneven_eval_loss": trainer.evaluate(by_name["evaluation"][:-1])["eval_loss"],
     }
-    return trainer, seen
+    return trainer, results
 
 
-def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All weights, whole, of a model that is divided among processes or not."""
+def full_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All weights of a model, gathered if they are sharded."""
     parameters = dict(model.named_parameters())
     if any(hasattr(parameter, "ds_id") for parameter in parameters.values()):
         import deepspeed
@@ -105,29 +105,29 @@ def run_all(folder: Path, strategy: str) -> None:
     for name, (rows, settings) in RUNS[strategy].items():
         output = folder / strategy / name
         settings = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1, **settings}
-        trainer, seen = train(folder, rows, output, **settings)
+        trainer, results = train(folder, rows, output, **settings)
         trainer.save_model()
-        # The first process has images, the second has none; the loss is the process's own, not an average.
+        # The first process has images, the second one has none. The loss is not averaged over processes.
         rank = trainer.args.process_index
         batch = trainer.data_collator(torch.load(folder / "rows.pt", weights_only=False)["by_process"][rank])
         trainer.model_wrapped.train()
         loss = trainer.model_wrapped(**batch).loss
-        seen["own_loss"] = loss.item()
-        weights = whole_weights(trainer.model)
+        results["own_loss"] = loss.item()
+        weights = full_weights(trainer.model)
         if trainer.is_world_process_zero():
             save_file(weights, output / "weights.safetensors")
-        (output / f"{rank}.json").write_text(json.dumps(seen))
+        (output / f"{rank}.json").write_text(json.dumps(results))
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) != 2 or argv[1] != "ddp":
+    folder, strategy, *finetune_arguments = argv
+    if strategy != "ddp":
         shard_on_cpu()
-    if len(argv) == 2:
-        run_all(Path(argv[0]), argv[1])
-    else:
+    run_all(Path(folder), strategy)
+    if finetune_arguments:
         from examples import finetune
 
-        finetune.main(argv)
+        finetune.main(finetune_arguments)
     torch.distributed.destroy_process_group()
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Training in two processes on the CPU, with accelerate's configurations in `examples/accelerate`: losses of one process,
-processes without images, whole checkpoints.
+Training in two processes on the CPU, with the configurations in `examples/accelerate`: losses equal those of one
+process, processes may have no images, and saved checkpoints are complete.
 """
 
 import importlib.util
@@ -31,18 +31,19 @@ PROGRAM = Path(__file__).with_name("distributed_program.py")
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 needs_fsdp2 = pytest.mark.skipif(
     Version(torch.__version__) < Version("2.7"),
-    reason="FSDP2 of PyTorch 2.6 needs events, which CPUs lack",
+    reason="FSDP2 of PyTorch 2.6 does not run on CPUs",
 )
 MARKS = {"ddp": [], "fsdp2": [needs_fsdp2], "deepspeed_zero3": [needs_deepspeed]}
 STRATEGIES = [pytest.param(strategy, marks=marks) for strategy, marks in MARKS.items()]
+CAN_FINETUNE = all(importlib.util.find_spec(name) is not None for name in ("datasets", "peft", "matplotlib"))
 EVERY_RUN = [pytest.param(strategy, run, marks=MARKS[strategy]) for strategy, runs in RUNS.items() for run in runs]
 
-# Output of every launch so far, None where it went well: each is needed by several tests.
+# Results of `launch` by strategy. Several tests use the same launch.
 launched: dict[str, str | None] = {}
 
 
-def launch(config: str, *arguments: str, timeout: int = 300) -> str | None:
-    """Runs the program in two processes; returns its output if it failed or did not end."""
+def launch(config: str, *arguments: str, timeout: int = 400) -> str | None:
+    """Runs distributed_program.py in two processes. Returns its output if it failed or timed out, else `None`."""
     environment = {
         **os.environ,
         "ACCELERATE_TORCH_DEVICE": "cpu",
@@ -64,11 +65,28 @@ def launch(config: str, *arguments: str, timeout: int = 300) -> str | None:
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        # Not kill: the launcher must end its processes.
+        # Not kill: the launcher must terminate its child processes.
         process.terminate()
         output, _ = process.communicate()
-        return f"Not done after {timeout} s.\n{output[-20_000:]}"
+        return f"Timeout after {timeout} s.\n{output[-20_000:]}"
     return output[-20_000:] if process.returncode else None
+
+
+def finetune_arguments(folder: Path) -> list[str]:
+    """Arguments of examples.finetune, for the rows and the model in `folder`."""
+    settings = {
+        "model_name_or_path": folder / "model",
+        "dataset_name": folder / "rows.jsonl",
+        "dataset_test_split": "test",
+        "output_dir": folder / "finetuned",
+        "max_steps": 2,
+        "per_device_train_batch_size": 1,
+        "save_steps": 1,
+        "report_to": "none",
+        "max_new_tokens": 4,
+        "ddp_timeout": 120,
+    }
+    return [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +96,11 @@ def module_folder(tmp_path_factory):
 
 @pytest.fixture
 def folder(module_folder, build_model, build_processor, build_row):
-    """A folder with a model and rows: steps of four, two for each process."""
+    """A folder with a model, and rows for steps of four rows, two per process."""
     if not (module_folder / "rows.pt").exists():
         build_model().save_pretrained(module_folder / "model")
         build_processor().save_pretrained(module_folder / "model")
-        # In every step one of the processes, or neither, has no image.
+        # In every step, at least one of the processes has no image.
         num_images = [1, 2, 0, 0, 0, 0, 1, 0, 0, 1, 2, 0]
         rows = {
             "mixed": [build_row(number, num_images=images) for number, images in enumerate(num_images)],
@@ -91,16 +109,24 @@ def folder(module_folder, build_model, build_processor, build_row):
             "by_process": [[build_row(30, num_images=1), build_row(31, num_images=0)], [build_row(32, num_images=0)]],
         }
         torch.save(rows, module_folder / "rows.pt")
+        lines = []
+        for number in range(4):
+            row = build_row(number, num_images=number % 2)
+            for image in row["images"]:
+                image.save(module_folder / f"{number}.png")
+            lines.append(json.dumps({**row, "images": [f"{number}.png"] * len(row["images"])}))
+        (module_folder / "rows.jsonl").write_text("\n".join(lines))
     return module_folder
 
 
 @pytest.fixture
 def run_folder(folder):
-    """A function (strategy, run) to the folder of that run in two processes."""
+    """A function (strategy, run) that returns the output folder of a run in two processes."""
 
     def run(strategy: str, name: str) -> Path:
         if strategy not in launched:
-            launched[strategy] = launch(f"{strategy}.yaml", str(folder), strategy)
+            finetune = finetune_arguments(folder) if strategy == "fsdp2" and CAN_FINETUNE else []
+            launched[strategy] = launch(f"{strategy}.yaml", str(folder), strategy, *finetune)
         if launched[strategy] is not None:
             pytest.fail(launched[strategy])
         return folder / strategy / name
@@ -109,15 +135,15 @@ def run_folder(folder):
 
 
 @pytest.fixture
-def seen(run_folder):
-    """A function (strategy, run) to what its two processes saw."""
+def results(run_folder):
+    """A function (strategy, run) that returns the results of the two processes."""
     return lambda strategy, name: [
         json.loads((run_folder(strategy, name) / f"{rank}.json").read_text()) for rank in range(2)
     ]
 
 
 @pytest.mark.parametrize(("strategy", "run"), [run for run in EVERY_RUN if run.values[1] != "stream"])
-def test_two_processes_follow_the_losses_of_one(seen, folder, tmp_path, strategy, run):
+def test_losses_equal_those_of_one_process(results, folder, tmp_path, strategy, run):
     _, expected = train(
         folder,
         RUNS[strategy][run][0],
@@ -127,33 +153,33 @@ def test_two_processes_follow_the_losses_of_one(seen, folder, tmp_path, strategy
         per_device_eval_batch_size=2,
     )
     assert expected["losses"][-1] < expected["losses"][0]
-    for process in seen(strategy, run):
-        # One step's rows are all those of both processes, averaged over their tokens.
+    for process in results(strategy, run):
+        # The loss of a step is the mean over the tokens of all rows of both processes.
         torch.testing.assert_close(process["losses"], expected["losses"], rtol=1e-4, atol=0)
         torch.testing.assert_close(process["eval_loss"], expected["eval_loss"], rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(("strategy", "run"), EVERY_RUN)
-def test_loss_without_images_is_bitwise_that_without_the_vision_side(seen, run_folder, folder, strategy, run):
+def test_loss_of_a_process_without_images_ignores_the_vision_side(results, run_folder, folder, strategy, run):
     model = AutoModelForImageTextToText.from_pretrained(run_folder(strategy, run)).train()
-    # Nothing of the vision side may be run here.
+    # Fails if the vision side is called.
     model.model.vision_tower = model.model.connector = None
     rows = torch.load(folder / "rows.pt", weights_only=False)["by_process"][1]
     batch = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"))(rows)
-    with_images, without_images = seen(strategy, run)
+    with_images, without_images = results(strategy, run)
     assert without_images["own_loss"] == model(**batch).loss.item()
     assert with_images["own_loss"] != without_images["own_loss"]
 
 
 @pytest.mark.parametrize(("strategy", "run"), EVERY_RUN)
-def test_processes_evaluate_uneven_rows(seen, strategy, run):
-    first, second = seen(strategy, run)
+def test_evaluation_with_an_uneven_number_of_rows(results, strategy, run):
+    first, second = results(strategy, run)
     assert math.isfinite(first["uneven_eval_loss"])
     assert first["uneven_eval_loss"] == second["uneven_eval_loss"]
 
 
 @pytest.mark.parametrize(("strategy", "run"), EVERY_RUN)
-def test_saved_checkpoint_is_whole(run_folder, folder, strategy, run):
+def test_saved_checkpoint_is_complete(run_folder, folder, strategy, run):
     model, loading_info = AutoModelForImageTextToText.from_pretrained(
         run_folder(strategy, run), output_loading_info=True
     )
@@ -166,54 +192,39 @@ def test_saved_checkpoint_is_whole(run_folder, folder, strategy, run):
         if not torch.equal(parameter, before[name]):
             changed |= {part for part in ("vision_tower", "connector", "language_model", "lm_head") if part in name}
     assert not trained
-    # Nothing is learned about images where there are none.
+    # Without images, the vision side must not change.
     vision = {"vision_tower", "connector"} if RUNS[strategy][run][0] != "text" else set()
     assert changed == {"language_model", "lm_head"} | vision
 
 
 @needs_fsdp2
-def test_streams_of_uneven_files_do_not_end_apart(seen):
-    first, second = seen("fsdp2", "stream")
+def test_processes_with_uneven_streams_stop_together(results):
+    first, second = results("fsdp2", "stream")
     assert len(first["losses"]) == STREAM_STEPS
     assert first["losses"] == second["losses"]
     assert first["losses"][-1] < first["losses"][0]
 
 
-def test_fsdp_finds_the_blocks_by_itself(build_model):
+def test_fsdp_wraps_the_configured_blocks_by_default(build_model):
     model = build_model()
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(model)
     found = {block.__name__ for block in plugin.auto_wrap_policy.keywords["transformer_layer_cls"]}
     config = load_config_from_file(str(CONFIGS / "fsdp2.yaml"))
-    ours = set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","))
-    assert ours <= found
+    configured = set(config.fsdp_config["fsdp_transformer_layer_cls_to_wrap"].split(","))
+    assert configured <= found
     assert found <= {type(module).__name__ for module in model.modules()}
 
 
 @needs_fsdp2
-def test_finetuning_program_under_fsdp2(folder, tmp_path, build_row):
-    pytest.importorskip("datasets")
-    pytest.importorskip("peft")
-    pytest.importorskip("matplotlib")
-    lines = []
-    for number in range(4):
-        row = build_row(number, num_images=number % 2)
-        for image in row["images"]:
-            image.save(tmp_path / f"{number}.png")
-        lines.append(json.dumps({**row, "images": [f"{number}.png"] * len(row["images"])}))
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    failure = launch(
-        "fsdp2.yaml",
-        *("--model_name_or_path", str(folder / "model"), "--dataset_name", str(tmp_path / "rows.jsonl")),
-        *("--dataset_test_split", "test", "--output_dir", str(tmp_path / "output"), "--max_steps", "2"),
-        *("--per_device_train_batch_size", "1", "--save_steps", "1", "--report_to", "none"),
-        *("--max_new_tokens", "4", "--ddp_timeout", "120"),
-    )
-    assert failure is None, failure
-    answers = [json.loads(line) for line in (tmp_path / "output" / "answers.jsonl").read_text().splitlines()]
+@pytest.mark.skipif(not CAN_FINETUNE, reason="examples.finetune needs datasets, peft and matplotlib")
+def test_finetuning_program_with_fsdp2(run_folder, folder):
+    run_folder("fsdp2", "mixed")  # the same launch runs the program
+    output = folder / "finetuned"
+    answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
     assert [answer["row"] for answer in answers] == [0, 1, 2, 3]
-    # A checkpoint on the way is as whole as the last.
+    # Intermediate and final checkpoints are complete.
+    last = load_file(output / "model.safetensors")
     for saved in ("checkpoint-2", "."):
-        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "output" / saved)
-        last = load_file(tmp_path / "output" / "model.safetensors")
+        model = AutoModelForImageTextToText.from_pretrained(output / saved)
         assert all(torch.equal(parameter, last[name]) for name, parameter in model.named_parameters())

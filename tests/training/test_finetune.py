@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The fine-tuning program, from files to a model card."""
+"""The fine-tuning program, from data files to a model card."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from examples import finetune
 
 @pytest.fixture
 def checkpoint(tmp_path, build_model, build_processor):
-    """A folder with a new small model and its processor."""
+    """The folder of a new small model and its processor."""
     build_model().save_pretrained(tmp_path / "checkpoint")
     build_processor().save_pretrained(tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -25,7 +25,7 @@ def checkpoint(tmp_path, build_model, build_processor):
 
 @pytest.fixture
 def rows_folder(tmp_path, build_row):
-    """A folder with train.jsonl and test.jsonl, images beside them, and text.jsonl without images elsewhere."""
+    """A folder with train.jsonl, test.jsonl and their images. Rows without images are in text.jsonl outside of it."""
     folder = tmp_path / "rows"
     (folder / "images").mkdir(parents=True)
     number = 0
@@ -61,7 +61,7 @@ def run(checkpoint, dataset, output, *arguments) -> None:
     finetune.main([*words, "--use_cpu", "--disable_tqdm", "true", *arguments])
 
 
-def test_from_files_to_a_model_card(checkpoint, rows_folder, tmp_path):
+def test_finetuning_writes_model_log_answers_and_card(checkpoint, rows_folder, tmp_path):
     output = tmp_path / "tuned"
     run(checkpoint, rows_folder, output, "--dataset_test_split", "test")
     before = AutoModelForImageTextToText.from_pretrained(checkpoint)
@@ -86,7 +86,7 @@ def test_from_files_to_a_model_card(checkpoint, rows_folder, tmp_path):
     assert math.isfinite(metrics["eval_loss"])
 
 
-def test_lora(checkpoint, rows_folder, tmp_path):
+def test_lora_saves_adapters(checkpoint, rows_folder, tmp_path):
     output = tmp_path / "adapter"
     run(checkpoint, rows_folder / "train.jsonl", output, "--use_peft", "true", "--dataset_test_split", "train")
     base = AutoModelForImageTextToText.from_pretrained(checkpoint)
@@ -97,10 +97,10 @@ def test_lora(checkpoint, rows_folder, tmp_path):
     assert len((output / "answers.jsonl").read_text().splitlines()) == 6
 
 
-def test_lora_on_bfloat16(checkpoint, rows_folder, tmp_path):
+def test_lora_on_bfloat16_trains_in_float32(checkpoint, rows_folder, tmp_path):
     options = ("--use_peft", "true", "--dtype", "bfloat16", "--dataset_test_split", "train")
     with pytest.raises(ValueError, match="--bf16"):
-        run(checkpoint, rows_folder / "train.jsonl", tmp_path / "refused", *options)
+        run(checkpoint, rows_folder / "train.jsonl", tmp_path / "rejected", *options)
     run(checkpoint, rows_folder / "train.jsonl", tmp_path / "adapter", *options, "--bf16", "true")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {weight.dtype for weight in saved.values()} == {torch.float32}
@@ -108,7 +108,7 @@ def test_lora_on_bfloat16(checkpoint, rows_folder, tmp_path):
     moved = [
         not torch.equal(saved[f"base_model.model.model.connector.{name}"], weight.float())
         for name, weight in before.items()
-        if not name.endswith("k_proj.bias")  # has no gradient but rounding
+        if not name.endswith("k_proj.bias")  # has a gradient of zero, except for rounding errors
     ]
     assert all(moved)
 
@@ -129,16 +129,12 @@ def test_rows_without_images_are_mixed_in(checkpoint, rows_folder, tmp_path, str
     )
     before = AutoModelForImageTextToText.from_pretrained(checkpoint).state_dict()
     for name, tensor in AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned").state_dict().items():
-        if not name.endswith("k_proj.bias"):  # has no gradient but rounding
+        if not name.endswith("k_proj.bias"):  # has a gradient of zero, except for rounding errors
             assert torch.equal(tensor, before[name]) == ("vision_tower" in name), name
 
 
-def test_data_sets_on_disk_and_in_tables(checkpoint, rows_folder, build_row, tmp_path):
-    part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
-    features = datasets.Features(
-        {"messages": [{"role": datasets.Value("string"), "content": [part]}], "images": [datasets.Image()]}
-    )
-    dataset = datasets.Dataset.from_list([build_row(number) for number in range(3)], features=features)
+def test_formats_of_data_sets(checkpoint, build_row, row_features, tmp_path):
+    dataset = datasets.Dataset.from_list([build_row(number) for number in range(3)], features=row_features)
     dataset.save_to_disk(tmp_path / "disk")
     datasets.DatasetDict({"train": dataset}).save_to_disk(tmp_path / "disks")
     dataset.to_parquet(tmp_path / "rows.parquet")
@@ -150,10 +146,10 @@ def test_data_sets_on_disk_and_in_tables(checkpoint, rows_folder, build_row, tmp
         assert all(torch.equal(batch[key], expected[key]) for key in expected), name
 
 
-def test_resuming(checkpoint, rows_folder, tmp_path):
+def test_resumed_run_gives_the_same_weights(checkpoint, rows_folder, tmp_path):
     saving = ("--save_strategy", "steps", "--save_steps", "2", "--max_steps", "4")
     run(checkpoint, rows_folder, tmp_path / "straight", *saving)
-    run(checkpoint, rows_folder, tmp_path / "resumed", *saving, "--max_steps", "4")
+    run(checkpoint, rows_folder, tmp_path / "resumed", *saving)
     (tmp_path / "resumed" / "checkpoint-4" / "trainer_state.json").unlink()
     run(checkpoint, rows_folder, tmp_path / "resumed", *saving, "--resume_from_checkpoint", "true")
     weights = [AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("straight", "resumed")]

@@ -1,14 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""LoRA with PEFT and fine-tuning with TRL, both as they are."""
+"""LoRA with PEFT and fine-tuning with TRL, without changes to either library."""
 
 import datasets
 import pytest
 import torch
+from helpers import losses
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText
 from trl import SFTConfig, SFTTrainer
 
-from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainingArguments
+from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer
 
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -21,19 +22,7 @@ def lora_model(build_model):
     return get_peft_model(build_model(), config)
 
 
-def train(model, processor, rows, output_dir, **arguments):
-    args = JinaVLMTrainingArguments(
-        output_dir=str(output_dir),
-        max_steps=4,
-        per_device_train_batch_size=2,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        disable_tqdm=True,
-        **arguments,
-    )
+def train(model, processor, rows, args) -> JinaVLMTrainer:
     collator = DataCollatorForJinaVLM(processor)
     trainer = JinaVLMTrainer(
         model=model, args=args, train_dataset=rows, data_collator=collator, processing_class=processor
@@ -43,7 +32,7 @@ def train(model, processor, rows, output_dir, **arguments):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_row, tmp_path, checkpointing):
+def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_row, training_arguments, checkpointing):
     trainable = {name for name, parameter in lora_model.named_parameters() if parameter.requires_grad}
     adapted = {name for name in trainable if "lora_" in name}
     assert all("lora_" in name or "connector.modules_to_save" in name for name in trainable)
@@ -52,9 +41,9 @@ def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_r
     assert not any("connector" in name for name in adapted)
     before = {name: parameter.detach().clone() for name, parameter in lora_model.named_parameters()}
     rows = [build_row(number, num_images=1 + number % 2) for number in range(8)]
-    trainer = train(lora_model, build_processor(), rows, tmp_path, gradient_checkpointing=checkpointing)
+    trainer = train(lora_model, build_processor(), rows, training_arguments(gradient_checkpointing=checkpointing))
     for name, parameter in lora_model.named_parameters():
-        # Keys' biases have no gradient: softmax does not see them.
+        # The gradient of the biases of keys is zero: softmax ignores them.
         if name in trainable and not name.endswith("k_proj.bias"):
             assert not torch.equal(parameter, before[name]), name
         elif name not in trainable:
@@ -63,9 +52,11 @@ def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_r
     assert modules == {"vision_tower", "connector", "language_model"}
 
 
-def test_adapters_save_load_and_merge(lora_model, build_model, build_processor, build_row, collate, tmp_path):
+def test_adapters_save_load_and_merge(
+    lora_model, build_model, build_processor, build_row, collate, training_arguments, tmp_path
+):
     rows = [build_row(number) for number in range(4)]
-    trainer = train(lora_model, build_processor(), rows, tmp_path / "run")
+    trainer = train(lora_model, build_processor(), rows, training_arguments())
     batch = collate(rows[:2])
     lora_model.eval()
     with torch.no_grad():
@@ -88,14 +79,10 @@ def test_adapters_save_load_and_merge(lora_model, build_model, build_processor, 
 
 @pytest.mark.parametrize("num_images", [[1, 2, 1, 2], [1, 0, 2, 0]], ids=["images", "mixed"])
 @pytest.mark.parametrize("assistant_only_loss", [False, True])
-def test_sft_trainer_takes_model_and_processor_as_they_are(
-    build_model, build_processor, build_row, tmp_path, num_images, assistant_only_loss
+def test_sft_trainer_trains_model_and_processor(
+    build_model, build_processor, build_row, row_features, tmp_path, num_images, assistant_only_loss
 ):
     rows = [build_row(number, num_images=count) for number, count in enumerate(num_images)]
-    part = {"type": datasets.Value("string"), "text": datasets.Value("string")}
-    features = datasets.Features(
-        {"messages": [{"role": datasets.Value("string"), "content": [part]}], "images": [datasets.Image()]}
-    )
     args = SFTConfig(
         output_dir=str(tmp_path),
         max_steps=8,
@@ -113,10 +100,9 @@ def test_sft_trainer_takes_model_and_processor_as_they_are(
     trainer = SFTTrainer(
         model=build_model(),
         args=args,
-        train_dataset=datasets.Dataset.from_list(rows, features=features),
+        train_dataset=datasets.Dataset.from_list(rows, features=row_features),
         processing_class=build_processor(),
     )
     trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    assert len(losses) == 8
-    assert losses[-1] < 0.7 * losses[0]
+    assert len(losses(trainer)) == 8
+    assert losses(trainer)[-1] < 0.7 * losses(trainer)[0]

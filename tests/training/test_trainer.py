@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Training with Trainer: gradients, frozen modules, accumulation, resuming, and the paper's recipe."""
+"""Training with Trainer: gradients, frozen modules, gradient accumulation, resuming and the paper's recipe."""
 
 import math
 import os
@@ -8,7 +8,8 @@ import signal
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, TrainerCallback
+from helpers import LAYOUTS, losses
+from transformers import AutoModelForImageTextToText
 
 from jvlm.training import (
     STAGES,
@@ -19,34 +20,21 @@ from jvlm.training import (
 )
 
 
-LAYOUTS = ["independent", "stitched"]
 MODULES = ("vision_tower", "connector", "language_model")
 
 
 @pytest.fixture
-def build_trainer(tmp_path, build_model, build_processor, build_row):
-    """A function (**training arguments) to a trainer of a new model on rows with and without images."""
+def build_trainer(build_model, build_processor, build_row, training_arguments):
+    """A function (rows, **training arguments) that builds a trainer. The default rows have none, one or two images."""
 
-    def build(layout: str = "independent", model=None, rows=None, callbacks=None, **arguments) -> JinaVLMTrainer:
-        processor = build_processor(layout)
-        defaults = {
-            "output_dir": str(tmp_path / "run"),
-            "max_steps": 4,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 1e-2,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "disable_tqdm": True,
-        }
+    def build(rows=None, **arguments) -> JinaVLMTrainer:
+        processor = build_processor()
         return JinaVLMTrainer(
-            model=model or build_model(layout),
-            args=JinaVLMTrainingArguments(**{**defaults, **arguments}),
+            model=build_model(),
+            args=training_arguments(**arguments),
             train_dataset=rows or [build_row(number, num_images=number % 3, num_turns=2) for number in range(8)],
             data_collator=DataCollatorForJinaVLM(processor),
             processing_class=processor,
-            callbacks=callbacks,
         )
 
     return build
@@ -54,10 +42,6 @@ def build_trainer(tmp_path, build_model, build_processor, build_row):
 
 def weights(model) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def loss_and_gradients(model, batch, **kwargs):
@@ -78,26 +62,31 @@ def test_gradients_reach_every_parameter(build_model, collate, build_row, layout
     model = build_model(layout).train()
     _, gradients = loss_and_gradients(model, collate([build_row(0, num_images=2)], layout))
     assert gradients.keys() == dict(model.named_parameters()).keys()
-    # Keys' biases shift all scores of a query alike: softmax does not see them.
+    # The biases of keys add the same value to all scores of a query, which softmax ignores. Their gradient is zero.
     assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if not name.endswith("k_proj.bias"))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(build_model, collate, build_row, use_reentrant):
-    batch = collate([build_row(0), build_row(1, num_images=2)])
-    model = build_model().train()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, build_row, layout, use_reentrant):
+    batch = collate([build_row(0), build_row(1, num_images=2)], layout)
+    model = build_model(layout).train()
     loss, gradients = loss_and_gradients(model, batch)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    assert any(getattr(module, "gradient_checkpointing", False) for module in model.model.vision_tower.modules())
-    assert any(getattr(module, "gradient_checkpointing", False) for module in model.model.language_model.modules())
+    calls = []
+    for part in (model.model.vision_tower.encoder, model.model.language_model):
+        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
     loss_again, gradients_again = loss_and_gradients(model, batch)
+    # The backward pass recomputes the blocks.
+    assert [calls.count(module) for module in dict.fromkeys(calls)] == [2, 2]
     assert torch.equal(loss, loss_again)
     assert_close(gradients_again, gradients)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_padding_sides_and_company_change_nothing(build_model, collate, build_row, layout):
+def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, build_row, layout):
     rows = [build_row(0, num_turns=2), build_row(1, num_images=0), build_row(2, num_images=3)]
     model = build_model(layout).train()
     left = collate(rows, layout, "left")
@@ -105,15 +94,15 @@ def test_padding_sides_and_company_change_nothing(build_model, collate, build_ro
     loss_right, gradients_right = loss_and_gradients(model, collate(rows, layout, "right"))
     torch.testing.assert_close(loss_right, loss)
     assert_close(gradients_right, gradients)
-    # Alone, with the number of labels that the batch has in all.
+    # Rows one at a time, normalized by the number of labels of the whole batch.
     num_items = (left["labels"] != -100).sum()
-    alone = [loss_and_gradients(model, collate([row], layout), num_items_in_batch=num_items) for row in rows]
-    torch.testing.assert_close(sum(loss for loss, _ in alone), loss)
-    total = {name: sum(part.get(name, 0) for _, part in alone) for name in gradients}
+    single = [loss_and_gradients(model, collate([row], layout), num_items_in_batch=num_items) for row in rows]
+    torch.testing.assert_close(sum(loss for loss, _ in single), loss)
+    total = {name: sum(part.get(name, 0) for _, part in single) for name in gradients}
     assert_close(total, gradients)
 
 
-def test_accumulation_is_a_large_batch(build_trainer):
+def test_gradient_accumulation_equals_a_large_batch(build_trainer):
     at_once = build_trainer(per_device_train_batch_size=4)
     at_once.train()
     accumulated = build_trainer(per_device_train_batch_size=1, gradient_accumulation_steps=4)
@@ -125,7 +114,7 @@ def test_accumulation_is_a_large_batch(build_trainer):
 @pytest.mark.parametrize(
     "frozen", [["vision_tower"], ["connector"], ["language_model"], ["vision_tower.encoder.layers.0", "lm_head"]]
 )
-def test_frozen_modules_do_not_change_by_a_bit(build_trainer, frozen):
+def test_frozen_modules_do_not_change(build_trainer, frozen):
     trainer = build_trainer(freeze=frozen)
     before = weights(trainer.model)
     trainer.train()
@@ -139,17 +128,17 @@ def test_frozen_modules_do_not_change_by_a_bit(build_trainer, frozen):
     for name, tensor in before.items():
         if is_frozen(name):
             assert torch.equal(after[name], tensor), name
-        # Keys' biases have no gradient, and the others' rows of tokens that do not occur none either.
+        # The gradient of the biases of keys is zero.
         elif not name.endswith("k_proj.bias"):
             assert not torch.equal(after[name], tensor), name
 
 
-def test_freezing_what_is_not_there_is_an_error(build_trainer):
+def test_freezing_an_unknown_module_is_an_error(build_trainer):
     with pytest.raises(ValueError, match="'vision_model'"):
         build_trainer(freeze=["vision_model"])
 
 
-def test_a_data_set_without_images_trains(build_trainer, build_row):
+def test_training_without_images_changes_the_language_model_only(build_trainer, build_row):
     trainer = build_trainer(rows=[build_row(number, num_images=0) for number in range(8)])
     before = weights(trainer.model)
     trainer.train()
@@ -160,14 +149,14 @@ def test_a_data_set_without_images_trains(build_trainer, build_row):
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
-def test_evaluation_returns_the_loss(build_trainer, build_row):
+def test_evaluation_returns_a_finite_loss(build_trainer, build_row):
     trainer = build_trainer(per_device_eval_batch_size=2)
-    # Other numbers of tiles in every batch.
+    # The number of tiles differs between batches.
     metrics = trainer.evaluate([build_row(number, num_images=number % 3) for number in range(5)])
     assert math.isfinite(metrics["eval_loss"])
 
 
-def test_predictions_are_logits_alone(build_trainer, build_row):
+def test_predictions_are_only_logits(build_trainer, build_row):
     trainer = build_trainer(prediction_loss_only=False, per_device_eval_batch_size=2)
     rows = [build_row(0, num_images=1), build_row(1, num_images=2), build_row(2, num_images=1)]
     predictions = trainer.predict(rows).predictions
@@ -178,7 +167,7 @@ def test_predictions_are_logits_alone(build_trainer, build_row):
 # Resuming
 
 
-def test_resuming_ends_in_the_same_weights(build_trainer, tmp_path):
+def test_resumed_training_gives_the_same_weights(build_trainer, tmp_path):
     straight = build_trainer(max_steps=20, save_strategy="steps", save_steps=10)
     straight.train()
     shutil.rmtree(tmp_path / "run" / "checkpoint-20")
@@ -190,26 +179,24 @@ def test_resuming_ends_in_the_same_weights(build_trainer, tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
-class KilledWhileSaving(TrainerCallback):
-    """Kills the process in the middle of the checkpoint of a step."""
+def kill_while_saving(trainer, step: int) -> None:
+    """Makes the trainer kill its process while it saves the checkpoint of a step."""
+    save = trainer._save_optimizer_and_scheduler
 
-    def __init__(self, trainer, step: int):
-        save = trainer._save_optimizer_and_scheduler
+    def save_or_die(output_dir):
+        if trainer.state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(output_dir)
 
-        def save_or_die(output_dir):
-            if trainer.state.global_step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(output_dir)
-
-        trainer._save_optimizer_and_scheduler = save_or_die
+    trainer._save_optimizer_and_scheduler = save_or_die
 
 
-def test_a_run_that_is_killed_while_saving_goes_on_from_the_last_complete_checkpoint(build_trainer, tmp_path):
+def test_a_run_killed_while_saving_resumes_from_the_last_complete_checkpoint(build_trainer, tmp_path):
     arguments = {"max_steps": 9, "save_strategy": "steps", "save_steps": 3}
     process = os.fork()
     if process == 0:
         trainer = build_trainer(**arguments)
-        KilledWhileSaving(trainer, step=6)
+        kill_while_saving(trainer, step=6)
         trainer.train()
         os._exit(0)
     _, status = os.waitpid(process, 0)
@@ -227,7 +214,7 @@ def test_a_run_that_is_killed_while_saving_goes_on_from_the_last_complete_checkp
         assert torch.equal(tensor, straight.model.state_dict()[name]), name
 
 
-def test_a_truncated_state_is_not_complete(tmp_path):
+def test_a_checkpoint_with_a_truncated_state_is_incomplete(tmp_path):
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_st')):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
@@ -236,7 +223,7 @@ def test_a_truncated_state_is_not_complete(tmp_path):
     assert last_complete_checkpoint(tmp_path / "checkpoint-15") is None
 
 
-def test_what_is_saved_loads(build_trainer, tmp_path):
+def test_saved_model_loads(build_trainer, tmp_path):
     trainer = build_trainer()
     trainer.train()
     trainer.save_model()
@@ -250,7 +237,7 @@ def test_what_is_saved_loads(build_trainer, tmp_path):
 # The recipe
 
 
-def test_modules_have_their_own_rates_and_warm_ups(build_trainer):
+def test_modules_have_their_own_learning_rates_and_warm_ups(build_trainer):
     trainer = build_trainer(
         max_steps=40,
         learning_rate=1e-3,
@@ -268,7 +255,7 @@ def test_modules_have_their_own_rates_and_warm_ups(build_trainer):
             assert module == group["module"], names[parameter]
             seen.add(names[parameter])
     assert seen == set(names.values())
-    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, trainer.args.weight_decay} | {0.0}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, trainer.args.weight_decay}
     rates = {module: [] for module in MODULES}
     for _ in range(41):
         for group in optimizer.param_groups:
@@ -286,7 +273,7 @@ def test_modules_have_their_own_rates_and_warm_ups(build_trainer):
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
-def test_the_papers_stages(tmp_path, stage):
+def test_stages_set_defaults(tmp_path, stage):
     args = JinaVLMTrainingArguments(output_dir=str(tmp_path), stage=stage, per_device_train_batch_size=4, use_cpu=True)
     for name, value in STAGES[stage].items():
         assert getattr(args, name) == value
@@ -303,9 +290,9 @@ def test_the_papers_stages(tmp_path, stage):
     ("arguments", "problem"),
     [
         ({"stage": "pretraining"}, "'pretraining'.*'alignment', 'instruction'"),
-        ({"global_batch_size": 10, "per_device_train_batch_size": 4}, "10, no multiple of the 4 rows"),
+        ({"global_batch_size": 10, "per_device_train_batch_size": 4}, "10, but must be a multiple of 4:"),
     ],
 )
-def test_impossible_arguments(tmp_path, arguments, problem):
+def test_invalid_arguments_are_an_error(tmp_path, arguments, problem):
     with pytest.raises(ValueError, match=problem):
         JinaVLMTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments)
