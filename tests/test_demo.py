@@ -1,8 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What README.md tells users to run: the demo, the evaluation, the benchmarks and its own code."""
+"""The demo, the evaluation, the parameter counts and the pinned versions."""
 
 import json
-import re
 from pathlib import Path
 
 import PIL.Image
@@ -18,7 +17,6 @@ from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "model_card.md")
 
 
 @pytest.fixture(scope="module")
@@ -167,55 +165,6 @@ def test_tied_embeddings_count_once(build_config):
     text_config = build_config().text_config
     assert untied["all"] - tied["all"] == text_config.vocab_size * text_config.hidden_size
     assert tied["all"] == sum(tied[part] for part in parameters.LABELS)
-
-
-def test_the_documents_tell_the_parameters_of_the_default_configuration():
-    counts, _ = parameters.parameters()
-    text = (ROOT / "README.md").read_text()
-    assert all(f"{number:,}" in text for number in counts.values())
-
-
-def python_blocks() -> list:
-    """All Python blocks of the documents."""
-    return [
-        pytest.param(block, id=f"{document}-{index}")
-        for document in DOCUMENTS
-        for index, block in enumerate(re.findall(r"^```python\n(.*?)^```", (ROOT / document).read_text(), re.M | re.S))
-    ]
-
-
-@pytest.mark.parametrize("block", python_blocks())
-def test_code_of_the_documents_runs(block, digits_model, release, tmp_path, make_image, monkeypatch, request):
-    make_image(120, 160).save(tmp_path / "photo.jpg")
-    question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
-    answer = [{"type": "text", "text": "A lake."}]
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages, "images": ["photo.jpg"]}) + "\n")
-    monkeypatch.chdir(tmp_path)
-    # The same code with other weights: an untrained model for the shipped one, a small checkpoint for the published.
-    code = block.replace("examples/digits/model", str(digits_model))
-    code = code.replace("jinaai/jina-vlm", str(release / "checkpoint")).replace("my-jina-vlm", str(digits_model))
-    code = code.replace('stage="instruction", bf16=True', "max_steps=1")
-    exec(compile(code, request.node.name, "exec"), {"__name__": request.node.name})
-
-
-def test_there_is_code_in_the_readme():
-    assert len(re.findall(r"^```python\n", (ROOT / "README.md").read_text(), re.M)) >= 3
-
-
-def test_files_and_commands_that_the_documents_name_exist():
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
-    for document in DOCUMENTS:
-        text = (ROOT / document).read_text()
-        for module in re.findall(r"python -m (?:jvlm\.)?([\w.]+)", text):
-            if module.split(".")[0] not in ("pip", "pytest", "venv", "vllm"):
-                path = ROOT / module.replace(".", "/")
-                files = (path.with_suffix(".py"), path / "__main__.py")
-                assert any(file.exists() for file in files), f"{document}: python -m {module}"
-        for target in re.findall(r"^make (\w+)", text, re.M):
-            assert target in targets, f"{document}: make {target}"
-        for link in re.findall(r"\]\((?!https?://|#)([^)#]+)\)", text):
-            assert (ROOT / link).exists(), f"{document}: {link}"
 
 
 def test_pinned_versions_are_supported_ones():
