@@ -503,7 +503,7 @@ def test_misshapen_published_weights(published, caplog, name, axis):
     change_weights(published, change)
     ours = PUBLISHED_WEIGHTS[name]
     if CONVERTED.get(name) == axis:
-        assert_conversion_error(published, caplog, ours, f"cannot convert a tensor for {ours}")
+        assert_conversion_error(published, caplog, ours, f"cannot convert a tensor for model.{ours}")
         return
     with pytest.raises(ValueError, match="holds weights of another shape") as error:
         AutoModelForImageTextToText.from_pretrained(published)
