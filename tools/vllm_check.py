@@ -4,7 +4,7 @@ Checks that vLLM answers like Transformers: exports checkpoints of both layouts,
 which runs the exported code, and `generate` the same questions, without and with images, greedily and in float32,
 and compares tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
 
-    python tests/vllm_check.py
+    python tools/vllm_check.py
 """
 
 import argparse
