@@ -24,6 +24,7 @@ lint: $(VENV)/.lint
 	rm -rf build/mlinter && mkdir -p build/mlinter
 	cp configuration/*_jvlm.py modeling/*_jvlm.py processing/*_jvlm.py build/mlinter
 	$(VENV)/bin/mlinter --no-cache --no-progress build/mlinter
+	$(VENV)/bin/mypy
 
 # Transformers' common tests, which its source distribution carries, on our classes. Not kept in this repository.
 conformance: $(VENV)/.conformance

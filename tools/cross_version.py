@@ -46,7 +46,7 @@ def fresh(layout: str):
     return JinaVLMForConditionalGeneration(config).eval(), processor
 
 
-@torch.no_grad
+@torch.no_grad()
 def answers(model, processor) -> dict[str, torch.Tensor]:
     """Model inputs of an image, logits and greedy tokens."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

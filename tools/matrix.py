@@ -45,9 +45,9 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
     folder = ROOT / "build" / "matrix" / name.replace(", ", "-").replace(" ", "-")
     python = folder / "bin" / "python"
     venv.create(folder, clear=True, with_pip=True)
-    (folder / "constraints.txt").write_text("\n".join(pins))
-    install = [python, "-m", "pip", "install", "-q", "-c", folder / "constraints.txt", "-e", ".[test]"]
-    subprocess.run(install, cwd=ROOT, check=True)
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(pins))
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, "-e", ".[test]"], cwd=ROOT, check=True)
     show = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
     versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.split()
     lines = []
