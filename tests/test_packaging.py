@@ -115,3 +115,14 @@ def test_without_links_setup_takes_the_top_level_folders(tmp_path, linked):
         assert found == {"": "src"}
     else:
         assert found == {"jvlm": "src/jvlm", **{f"jvlm.{folder}": folder for folder in FOLDERS}}
+
+
+def test_the_scheduled_workflow_runs_every_set_of_versions():
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "versions.yml").read_text())
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "tools" / "matrix.py")
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    sets = matrix.version_sets()
+    assert workflow["jobs"]["matrix"]["strategy"]["matrix"]["versions"] == list(sets)
+    assert all(any(pin.startswith("torch==") for pin in pins) for pins in sets.values())
