@@ -24,6 +24,7 @@ lint: $(VENV)/.lint
 	rm -rf build/mlinter && mkdir -p build/mlinter
 	cp configuration/*_jvlm.py modeling/*_jvlm.py processing/*_jvlm.py build/mlinter
 	$(VENV)/bin/mlinter --no-cache --no-progress build/mlinter
+	$(VENV)/bin/mypy
 
 # Transformers' common tests, which its source distribution carries, on our classes. Not kept in this repository.
 conformance: $(VENV)/.conformance
@@ -40,11 +41,11 @@ bench: $(VENV)/.bench
 
 # The tests on the oldest and on the newest versions that are supported, in environments of their own.
 matrix:
-	$(PYTHON) tests/matrix.py
+	$(PYTHON) tools/matrix.py
 
 # vLLM's answers and those of servers, compared with those of Transformers.
 vllm: $(VLLM_VENV)/.vllm
-	$(VLLM_VENV)/bin/python tests/vllm_check.py
+	$(VLLM_VENV)/bin/python tools/vllm_check.py
 	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py
 
 # vLLM is not used with what reads video and sound; builds for another PyTorch would break Transformers.

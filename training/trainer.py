@@ -194,7 +194,8 @@ class JinaVLMTrainer(Trainer):
                     num_training_steps=num_training_steps,
                     scheduler_specific_kwargs=self.args.lr_scheduler_kwargs,
                 ).lr_lambdas
-            self.lr_scheduler = LambdaLR(optimizer, [factors[group["module"]] for group in optimizer.param_groups])
+            schedules = [factors[group["module"]] for group in optimizer.param_groups]
+            self.lr_scheduler: LambdaLR | None = LambdaLR(optimizer, schedules)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

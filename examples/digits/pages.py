@@ -93,7 +93,7 @@ def draw_page(
         counts[rng.choice(np.flatnonzero(counts < per_line))] += 1
     slack = height - num_lines * line_height
     tops = np.arange(num_lines) * line_height + np.sort(rng.integers(0, max(1, slack + 1), num_lines))
-    lines = []
+    lines: list[list[int]] = []
     for top, count in zip(tops, counts, strict=True):
         cell = size + 2
         lefts = np.arange(count) * cell + np.sort(rng.integers(0, max(1, width - count * cell + 1), count))
@@ -101,8 +101,8 @@ def draw_page(
         for left in lefts:
             index = int(rng.integers(len(images)))
             side = int(size * rng.uniform(0.85, 1.0))
-            ink = _transform(images[index], side, rng) if augment else images[index].resize((side, side), 3)
-            ink = np.asarray(ink, float) * rng.uniform(0.7, 1.0)
+            digit = _transform(images[index], side, rng) if augment else images[index].resize((side, side), 3)
+            ink = np.asarray(digit, float) * rng.uniform(0.7, 1.0)
             y = min(int(top + rng.integers(0, line_height - side + 1)), height - side)
             x = min(int(left + rng.integers(0, cell - side + 1)), width - side)
             region = paper[y : y + side, x : x + side]
@@ -118,7 +118,8 @@ def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> P
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = turn @ np.array([[1, slant], [0, 1]]) @ np.diag(rng.uniform(0.9, 1.15, 2)) * (8 / side)
     offset = 4 - matrix @ np.full(2, side / 2) + rng.uniform(-0.4, 0.4, 2)
-    return image.transform((side, side), PIL.Image.AFFINE, [*matrix[0], offset[0], *matrix[1], offset[1]], resample=3)
+    coefficients = [*matrix[0], offset[0], *matrix[1], offset[1]]
+    return image.transform((side, side), PIL.Image.Transform.AFFINE, coefficients, resample=3)
 
 
 class DigitTiles(Dataset):

@@ -4,7 +4,7 @@ Checks that vLLM answers like Transformers: exports checkpoints of both layouts,
 which runs the exported code, and `generate` the same questions, without and with images, greedily and in float32,
 and compares tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
 
-    python tests/vllm_check.py
+    python tools/vllm_check.py
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,7 +25,7 @@ MAX_NEW_TOKENS = 16
 
 
 # What vLLM does otherwise than by default, or by default and otherwise than Transformers.
-MODES = {
+MODES: dict[str, dict[str, Any]] = {
     "layer by layer": {"enforce_eager": True},
     "compiled": {"enforce_eager": False},
     "two processes": {"enforce_eager": True, "tensor_parallel_size": 2},
@@ -94,7 +95,9 @@ def random_stitched_checkpoint(folder: Path) -> Path:
     settings["text_config"]["initializer_range"] = 0.2
     set_seed(0)
     model = JinaVLMForConditionalGeneration(JinaVLMConfig(**settings))
-    torch.nn.init.normal_(model.model.connector.last_tile_embedding)
+    connector = model.model.connector
+    assert connector.last_tile_embedding is not None, "The stitched layout has an embedding of the last tile."
+    torch.nn.init.normal_(connector.last_tile_embedding)
     # As published: vLLM knows no tokens that are never written, so they must be improbable.
     model.lm_head.weight.data[model.config.input_only_token_ids] = 0
     model.to(model.config.dtype).save_pretrained(folder)
@@ -178,8 +181,8 @@ def main() -> int:
     from jvlm.conversion_scripts.export_to_hub import export_to_hub
 
     equal = True
-    with tempfile.TemporaryDirectory() as workspace:
-        workspace = Path(workspace)
+    with tempfile.TemporaryDirectory() as temporary:
+        workspace = Path(temporary)
         sources = {"independent": DIGITS, "stitched": random_stitched_checkpoint(workspace / "source")}
         for name, source in sources.items():
             asked = conversations()

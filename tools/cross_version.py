@@ -2,8 +2,8 @@
 """
 Checks that checkpoints saved with one version of Transformers answer alike with another:
 
-    python tests/cross_version.py save DIR      # with the one
-    python tests/cross_version.py check DIR     # with the other
+    python tools/cross_version.py save DIR      # with the one
+    python tools/cross_version.py check DIR     # with the other
 
 `save` writes, from the small checkpoint in the published layout and from a fresh model of either layout, a checkpoint,
 an image's model inputs and the logits for them; `check` loads each, prepares the image again and compares.
@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor, JinaVLMProcessor
 
 
-RELEASE = Path(__file__).parent / "fixtures" / "release_tiny" / "checkpoint"
+RELEASE = Path(__file__).parents[1] / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 PROMPT = " User: <|image|>describe the image. Assistant:"
 
 
@@ -46,7 +46,7 @@ def fresh(layout: str):
     return JinaVLMForConditionalGeneration(config).eval(), processor
 
 
-@torch.no_grad
+@torch.no_grad()
 def answers(model, processor) -> dict[str, torch.Tensor]:
     """Model inputs of an image, logits and greedy tokens."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -1,9 +1,10 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Runs the tests on the oldest and on the newest supported versions: `make matrix`, or
-`python tests/matrix.py [NAME ...]` for some of the sets.
+`python tools/matrix.py [NAME ...]` for some of the sets.
 
 Each set of versions gets a virtual environment of its own in build/matrix. "oldest" is every lower bound that
-pyproject.toml declares but PyTorch's, "newest" is constraints.txt, and "newest, oldest PyTorch" is both.
+pyproject.toml declares but PyTorch's, "newest" is constraints.txt, and "newest, oldest PyTorch" is both. "latest
+releases" pins PyTorch alone, as constraints.txt has it, and takes the newest release that pip finds of all else.
 """
 
 import re
@@ -26,11 +27,12 @@ def version_sets() -> dict[str, list[str]]:
     declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     oldest = [f"{bound[1]}=={bound[2]}" for each in declared if (bound := re.match(r"([\w.-]+)>=([\w.]+)", each))]
     newest = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    torch = next(pin for pin in oldest if pin.startswith("torch=="))
+    oldest_torch, newest_torch = (next(pin for pin in pins if pin.startswith("torch==")) for pins in (oldest, newest))
     return {
         "oldest": _with(PYTORCH_OF_OLDEST, oldest),
         "newest": newest,
-        "newest, oldest PyTorch": _with(torch, newest),
+        "newest, oldest PyTorch": _with(oldest_torch, newest),
+        "latest releases": [newest_torch],
     }
 
 
@@ -43,9 +45,9 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
     folder = ROOT / "build" / "matrix" / name.replace(", ", "-").replace(" ", "-")
     python = folder / "bin" / "python"
     venv.create(folder, clear=True, with_pip=True)
-    (folder / "constraints.txt").write_text("\n".join(pins))
-    install = [python, "-m", "pip", "install", "-q", "-c", folder / "constraints.txt", "-e", ".[test]"]
-    subprocess.run(install, cwd=ROOT, check=True)
+    constraints = folder / "constraints.txt"
+    constraints.write_text("\n".join(pins))
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, "-e", ".[test]"], cwd=ROOT, check=True)
     show = f"from importlib.metadata import version; print(*map(version, {SHOWN}))"
     versions = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True).stdout.split()
     lines = []

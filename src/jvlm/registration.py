@@ -27,7 +27,7 @@ if hasattr(transformers, "AutoModelForVision2Seq"):
     AutoModelForVision2Seq = transformers.AutoModelForVision2Seq
 else:
 
-    class AutoModelForVision2Seq(AutoModelForImageTextToText):
+    class AutoModelForVision2Seq(AutoModelForImageTextToText):  # type: ignore[no-redef]
         """The name that Transformers 4 had for [`AutoModelForImageTextToText`], and the same models."""
 
 

@@ -1,0 +1,128 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The layout: links from src/jvlm to the top-level folders, what pyproject.toml lists, and where imports lead."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jvlm
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "jvlm"
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
+FOLDERS = [name.removeprefix("jvlm.") for name in PACKAGES if name != "jvlm"]
+needs_links = pytest.mark.skipif(
+    not any(path.is_symlink() for path in PACKAGE.iterdir()), reason="This checkout has no symbolic links."
+)
+
+
+def test_every_package_is_listed_once():
+    links = {path.name for path in PACKAGE.iterdir() if path.is_symlink()}
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert len(PACKAGES) == len(set(PACKAGES))
+    assert "jvlm" in PACKAGES
+    assert links | folders <= set(FOLDERS)
+    # Every folder of the repository whose modules belong to `jvlm` imports them relatively.
+    relative = re.compile(r"^from \.\.\w+", re.MULTILINE)
+    of_jvlm = {path.parent.name for path in ROOT.glob("*/*.py") if relative.search(path.read_text())}
+    assert of_jvlm <= set(FOLDERS)
+
+
+@needs_links
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_links_lead_to_the_top_level_folders(folder):
+    link = PACKAGE / folder
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../../{folder}"
+    assert link.resolve() == ROOT / folder
+    assert not (ROOT / folder).is_symlink()
+    assert (ROOT / folder / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_modules_are_the_files_of_the_top_level_folders(folder):
+    assert Path(jvlm.__file__).resolve() == PACKAGE / "__init__.py"
+    found = importlib.util.find_spec(f"jvlm.{folder}").origin
+    assert Path(found).resolve() == ROOT / folder / "__init__.py"
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (PACKAGE / "py.typed").is_file()
+    assert "py.typed" in SETTINGS["tool"]["setuptools"]["package-data"]["jvlm"]
+
+
+@needs_links
+def test_beside_a_folder_called_jvlm_the_package_is_found(tmp_path):
+    """As in the parent folder of a clone: an editable install adds a line to a .pth file, which `site` reads."""
+    (tmp_path / "jvlm" / "modeling").mkdir(parents=True)
+    site_packages = tmp_path / "site-packages"
+    site_packages.mkdir()
+    (site_packages / "jvlm.pth").write_text(f"{ROOT / 'src'}\n")
+    program = (
+        "import importlib.util as util, site, sys\n"
+        "spec = util.find_spec('jvlm')\n"
+        "print(spec.origin if spec else spec)\n"
+        f"site.addsitedir({str(site_packages)!r})\n"
+        "sys.path_importer_cache.clear()\n"
+        "print(util.find_spec('jvlm').origin)\n"
+        "print(util.find_spec('jvlm').submodule_search_locations)\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, '')\n{program}"]  # as `python -c`
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    before, origin, locations = finished.stdout.splitlines()
+    assert before == "None"  # without the install, a namespace package
+    assert Path(origin) == PACKAGE / "__init__.py"
+    assert locations == str([str(PACKAGE)])
+
+
+# Runs setup.py, and prints where the distribution that it asks for has its packages.
+PACKAGE_DIR = """
+import json, runpy, setuptools
+def setup(distclass):
+    distribution = distclass()
+    distribution.parse_config_files()
+    print(json.dumps(distribution.package_dir))
+setuptools.setup = setup
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_without_links_setup_takes_the_top_level_folders(tmp_path, linked):
+    pytest.importorskip("setuptools")
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "src/jvlm/__init__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for folder in FOLDERS:
+        (tmp_path / folder).mkdir()
+        if linked:
+            (tmp_path / "src" / "jvlm" / folder).mkdir()
+        else:  # as Git checks links out where it may not make any
+            (tmp_path / "src" / "jvlm" / folder).write_text(f"../../{folder}")
+    command = [sys.executable, "-c", PACKAGE_DIR]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = json.loads(finished.stdout)
+    if linked:
+        assert found == {"": "src"}
+    else:
+        assert found == {"jvlm": "src/jvlm", **{f"jvlm.{folder}": folder for folder in FOLDERS}}
+
+
+def test_the_scheduled_workflow_runs_every_set_of_versions():
+    yaml = pytest.importorskip("yaml")
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "versions.yml").read_text())
+    spec = importlib.util.spec_from_file_location("matrix", ROOT / "tools" / "matrix.py")
+    matrix = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(matrix)
+    sets = matrix.version_sets()
+    assert workflow["jobs"]["matrix"]["strategy"]["matrix"]["versions"] == list(sets)
+    assert all(any(pin.startswith("torch==") for pin in pins) for pins in sets.values())
