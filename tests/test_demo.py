@@ -209,8 +209,8 @@ def test_files_and_commands_that_the_documents_name_exist():
         text = (ROOT / document).read_text()
         for module in re.findall(r"python -m (?:jvlm\.)?([\w.]+)", text):
             if module.split(".")[0] not in ("pip", "pytest", "venv", "vllm"):
-                path = ROOT / module.replace(".", "/")
-                files = (path.with_suffix(".py"), path / "__main__.py")
+                paths = (ROOT / module.replace(".", "/"), ROOT / "src" / module)
+                files = [file for path in paths for file in (path.with_suffix(".py"), path / "__main__.py")]
                 assert any(file.exists() for file in files), f"{document}: python -m {module}"
         for target in re.findall(r"^make (\w+)", text, re.M):
             assert target in targets, f"{document}: make {target}"
