@@ -2,7 +2,7 @@
 """Which file of a checkpoint is damaged: the libraries that read them often do not say."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 # Folders of PEFT have the second one, which tells where the model is.
 CONFIGS = ("config.json", "adapter_config.json")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first five names in order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def check_files(folder: str | Path, pattern: str = "*") -> None:
@@ -76,4 +82,4 @@ def name_damaged_file(folder: str | Path) -> Iterator[None]:
         raise
 
 
-__all__ = ["check_files", "check_folder", "name_damaged_file"]
+__all__ = ["check_files", "check_folder", "listed", "name_damaged_file"]

@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -19,10 +19,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..configuration.checkpoint_files import check_files, name_damaged_file
+from ..configuration.checkpoint_files import check_files, listed, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
-from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor
+from ..processing.processing_jvlm import JinaVLMProcessor
+from ..processing.prompt_format import IMAGE_TOKENS
 from ..published_format.published_schema import is_published_config
 
 
@@ -336,9 +337,3 @@ def _forget_code(part) -> None:
     # The classes are ours: a reference to code files beside the source would dangle in the copy.
     if hasattr(part, "auto_map"):
         del part.auto_map
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names in order, and how many there are more."""
-    names = sorted(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -32,7 +32,8 @@ from transformers.utils import logging
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMConnector
 from ..processing.image_processing_jvlm import JinaVLMImageProcessor
-from ..processing.processing_jvlm import IMAGE_TOKENS, JinaVLMProcessor, add_image_tokens
+from ..processing.processing_jvlm import JinaVLMProcessor
+from ..processing.prompt_format import IMAGE_TOKENS, add_image_tokens
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,

@@ -30,15 +30,15 @@ from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
-    ModelOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
 
-from ..configuration.checkpoint_files import check_folder, name_damaged_file
+from ..configuration.checkpoint_files import check_folder, listed, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
+from .image_plan import ImagePlan, plan_images, trace_plan
 
 
 # Since Transformers 5.23, `output_hidden_states=[...]` counts the embeddings as hidden state 0.
@@ -65,89 +65,6 @@ class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     """
 
     image_hidden_states: torch.Tensor | None = None
-
-
-@dataclass
-class ImagePlan(ModelOutput):
-    r"""
-    Which pooled cell of which tile becomes which image token, as index tensors. [`plan_images`] makes it.
-
-    Args:
-        tile_indices (`torch.LongTensor` of shape `(distinct_tiles,)`):
-            Rows of `pixel_values` that go through the vision tower.
-        cell_indices (`torch.LongTensor` of shape `(image_tokens,)`):
-            Cell of every image token in sequence order: an index into the cells of the distinct tiles, row by row.
-        is_last_tile (`torch.BoolTensor` of shape `(image_tokens,)`):
-            Whether that cell lies in the last tile of its image.
-        num_tiles (`tuple[int, ...]`, *optional*):
-            Number of tiles of every image; `None` in a traced plan.
-        num_tokens (`tuple[int, ...]`, *optional*):
-            Number of image tokens of every image; `None` in a traced plan.
-    """
-
-    tile_indices: torch.Tensor | None = None
-    cell_indices: torch.Tensor | None = None
-    is_last_tile: torch.Tensor | None = None
-    num_tiles: tuple[int, ...] | None = None
-    num_tokens: tuple[int, ...] | None = None
-
-
-def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
-    r"""
-    Plans on the host which pooled cell becomes which image token. The tensors of the plan are on the CPU.
-
-    Args:
-        image_token_positions (`torch.Tensor` of shape `(tiles, pooled_cells)`, integers):
-            Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped. The tile
-            whose first cell is token 0 starts an image: a thumbnail keeps all of its cells. Tiles before the first
-            image belong to none.
-
-    Raises:
-        ValueError: if the positions of an image are not a permutation of its tokens.
-    """
-    positions = image_token_positions.cpu().numpy()  # the one device-to-host copy of a prefill
-    if positions.ndim != 2 or positions.dtype.kind not in "iu":
-        raise ValueError(
-            "`image_token_positions` must hold integers of shape (tiles, pooled cells), got "
-            f"{image_token_positions.dtype} of shape {tuple(image_token_positions.shape)}."
-        )
-    is_thumbnail, is_kept = positions[:, 0] == 0, positions >= 0
-    image = is_thumbnail.cumsum() - 1  # [tiles], -1 before the first image
-    tile, cell = is_kept.nonzero()  # [image tokens]
-    num_tiles, num_tokens = (np.bincount(indices[indices >= 0]) for indices in (image, image[tile]))
-    first_token = np.append(num_tokens.cumsum() - num_tokens, -1)  # the last entry is for tiles without an image
-    token = first_token[image[tile]] + positions[tile, cell]
-    order = token.argsort(kind="stable")
-    if (image[tile] < 0).any() or not np.array_equal(token[order], np.arange(len(token))):
-        raise ValueError(
-            "`image_token_positions` must hold, for every image, each of its token indices 0, 1, 2, … once, and -1 "
-            f"for dropped cells; got {len(token)} kept cells with indices up to {positions.max(initial=-1)} for "
-            f"{is_thumbnail.sum()} images. Pass it as the processor returned it, next to its `pixel_values`."
-        )
-    # The tile of a 1×1 grid has the pixels of its thumbnail, so the pair is encoded once.
-    is_copy = ~is_thumbnail & (np.append(num_tiles, 0)[image] == 2)
-    distinct_tile = (~is_copy).cumsum() - 1  # [tiles]
-    cell_indices = distinct_tile[tile] * positions.shape[1] + cell
-    is_last_tile = np.append(is_thumbnail[1:], True)[tile]
-    return ImagePlan(
-        tile_indices=torch.from_numpy((~is_copy).nonzero()[0]),
-        cell_indices=torch.from_numpy(cell_indices[order]),
-        is_last_tile=torch.from_numpy(is_last_tile[order]),
-        num_tiles=tuple(num_tiles.tolist()),
-        num_tokens=tuple(num_tokens.tolist()),
-    )
-
-
-def _trace_plan(image_token_positions: torch.Tensor) -> ImagePlan:
-    """The plan of a traced forward, whose shapes depend on no value: dropped cells are pooled too and come last."""
-    is_kept, is_thumbnail = image_token_positions >= 0, image_token_positions[:, :1] == 0
-    num_kept = is_kept.sum(dim=1, keepdim=True)
-    first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0).values  # [tiles, 1]
-    token = torch.where(is_kept, first_token + image_token_positions, image_token_positions.numel())
-    order = token.flatten().argsort(stable=True)
-    is_last_tile = is_thumbnail.roll(-1, 0).expand_as(is_kept)
-    tile_indices = torch.arange(image_token_positions.shape[0], device=image_token_positions.device)
-    return ImagePlan(tile_indices, cell_indices=order, is_last_tile=is_last_tile.flatten()[order])
 
 
 class JinaVLMAttentionPooling(nn.Module):
@@ -201,9 +118,7 @@ class JinaVLMConnector(nn.Module):
 
     def __init__(self, config: JinaVLMConfig, vision_config: SiglipVisionConfig):
         super().__init__()
-        self.patches_per_side = config.patches_per_side
-        self.pooling_size = config.pooling_size
-        self.pooled_grid = config.pooled_grid
+        self.config = config
         self.last_tile_embedding = None
         # CODEPATH: jinaai/jina-vlm has the embedding; models of the figure ("independent" layout) have none.
         if config.use_last_tile_embedding:
@@ -231,7 +146,7 @@ class JinaVLMConnector(nn.Module):
         Returns:
             `torch.Tensor` of shape `(cells, hidden_size)`.
         """
-        side, size, (rows, cols) = self.patches_per_side, self.pooling_size, self.pooled_grid
+        side, size, (rows, cols) = self.config.patches_per_side, self.config.pooling_size, self.config.pooled_grid
         patch_rows = torch.arange(rows * size, device=hidden_states.device).view(rows, 1, size, 1)
         patch_cols = torch.arange(cols * size, device=hidden_states.device).view(1, cols, 1, size)
         # Windows that reach beyond the tile are zero-padded at the bottom and the right.
@@ -289,35 +204,23 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         if is_strict:
             kwargs.setdefault("ignore_mismatched_sizes", True)  # the error below names them
         with name_damaged_file(folder):
-            model, loading_info = super().from_pretrained(
+            model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
         model._set_generation_defaults()
-        if output_loading_info:
-            return model, loading_info
-        if is_strict:
-            problems = {
-                "lacks weights": loading_info["missing_keys"],
-                # The base model leaves the output head of a whole checkpoint aside.
-                "holds unknown weights": [
-                    name
-                    for name in loading_info["unexpected_keys"]
-                    if model.can_generate() or not name.startswith("lm_head.")
-                ],
-                "holds weights of another shape": [
-                    f"{name} {list(found)} instead of {list(expected)}"
-                    for name, found, expected in loading_info["mismatched_keys"]
-                ],
-            }
-            for problem, names in problems.items():
-                if names:
-                    names = sorted(names)
-                    raise ValueError(
-                        f"{pretrained_model_name_or_path} {problem}: {', '.join(names[:5])}"
-                        f"{f' and {len(names) - 5} more' if len(names) > 5 else ''}. Check that all its files are "
-                        "complete and belong together, or pass `output_loading_info=True` to load what there is."
-                    )
-        return model
+        # The base model leaves the output head of a whole checkpoint aside.
+        unknown = {name for name in info["unexpected_keys"] if model.can_generate() or not name.startswith("lm_head.")}
+        misshapen = {
+            f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in info["mismatched_keys"]
+        }
+        problems = {"lacks weights": info["missing_keys"], "holds unknown weights": unknown}
+        for problem, names in {**problems, "holds weights of another shape": misshapen}.items():
+            if is_strict and names:
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} {problem}: {listed(names)}. Check that all its files are "
+                    "complete and belong together, or pass `output_loading_info=True` to load what there is."
+                )
+        return (model, info) if output_loading_info else model
 
     def _set_generation_defaults(self):
         # The published generation config leaves these to its code: answers would not end or contain image tokens.
@@ -357,12 +260,6 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
         ]
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
     @auto_docstring(custom_intro="Encodes images to one feature vector per image token, in sequence order.")
@@ -432,17 +329,20 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         )
         return outputs
 
-    def get_placeholder_mask(
-        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor
-    ) -> torch.BoolTensor:
+    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.BoolTensor:
         """The positions of the image tokens, `[batch, sequence]`; without `input_ids` found by their embedding."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
         image_token = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
-    def _check_prompt(self, num_image_tokens: int, num_start_tokens: int, num_tokens: Sequence[int]):
-        """Checks the numbers of image tokens and `<im_start>` markers in the prompt against those of the images."""
+    def _count_tokens(self, input_ids: torch.Tensor | None, image_mask: torch.Tensor) -> torch.Tensor:
+        """Numbers of image tokens and, with `input_ids`, of `<im_start>` markers in the prompt: `[2]` or `[1]`."""
+        masks = [image_mask] if input_ids is None else [image_mask, input_ids == self.config.image_start_token_id]
+        return torch.stack([mask.sum() for mask in masks])
+
+    def _check_prompt(self, num_tokens: Sequence[int], num_image_tokens: int, num_start_tokens: int | None = None):
+        """Checks the counts of `_count_tokens` against the numbers of image tokens of the images."""
         if num_image_tokens != sum(num_tokens):
             raise ValueError(
                 f"Image features and image tokens do not match, tokens: {num_image_tokens}, features: "
@@ -450,28 +350,22 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 f"`image_token_id` is the model's ({self.config.image_token_id})."
             )
         expected = 2 * len(num_tokens) if self.config.layout == "stitched" else 0
-        if num_start_tokens not in (-1, expected):
+        if num_start_tokens not in (None, expected):
             raise ValueError(
                 f"The prompt has {num_start_tokens} <im_start> markers for {len(num_tokens)} images, but the model's "
                 f'layout "{self.config.layout}" has {expected}. Load model and processor from the same checkpoint, or '
                 f'set `image_processor.layout = "{self.config.layout}"`.'
             )
 
-    def _count_prompt(self, image_mask: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:
-        """Numbers of image tokens and of `<im_start>` markers, -1 where they cannot be told: `[2]`."""
-        num_image_tokens = image_mask.sum()
-        if input_ids is None:
-            return torch.stack([num_image_tokens, torch.full_like(num_image_tokens, -1)])
-        return torch.stack([num_image_tokens, (input_ids == self.config.image_start_token_id).sum()])
-
     def _plan_prompt(
-        self, image_token_positions: torch.Tensor, image_mask: torch.Tensor, input_ids: torch.Tensor | None
+        self, image_token_positions: torch.Tensor, input_ids: torch.Tensor | None, image_mask: torch.Tensor
     ) -> ImagePlan:
-        """The plan of the images of a prompt, checked against the prompt with one device-to-host copy for both."""
-        counts = self._count_prompt(image_mask, input_ids).to(image_token_positions.device)
-        host = torch.cat([counts, image_token_positions.flatten()]).cpu()
-        plan = plan_images(host[2:].view(image_token_positions.shape))
-        self._check_prompt(*host[:2].tolist(), plan.num_tokens)
+        """The plan of the images of a prompt, checked against it with one device-to-host copy for both."""
+        counts = self._count_tokens(input_ids, image_mask).to(image_token_positions.device)
+        host = torch.cat([image_token_positions.flatten(), counts]).cpu()
+        positions, counts = host.split([image_token_positions.numel(), len(counts)])
+        plan = plan_images(positions.view(image_token_positions.shape))
+        self._check_prompt(plan.num_tokens, *counts.tolist())
         return plan
 
     @can_return_tuple
@@ -518,9 +412,9 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             else:
                 self._check_tiles(pixel_values, image_token_positions)
                 if torch.compiler.is_compiling():
-                    image_plan = _trace_plan(image_token_positions)
+                    image_plan = trace_plan(image_token_positions)
                 else:
-                    image_plan = self._plan_prompt(image_token_positions, image_mask, input_ids)
+                    image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask)
             image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
@@ -528,7 +422,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         elif (image_outputs := (mm_encoder_outputs or {}).get("image")) is not None:
             image_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
             num_tokens = [len(features) for features in image_outputs.pooler_output]
-            self._check_prompt(*self._count_prompt(image_mask, input_ids).tolist(), num_tokens)
+            self._check_prompt(num_tokens, *self._count_tokens(input_ids, image_mask).tolist())
             # `get_image_features` has added the embedding.
             image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_features)
@@ -558,9 +452,6 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         self.post_init()
         self._set_generation_defaults()
 
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def generate(self, inputs: torch.Tensor | None = None, *args, **kwargs):
         r"""
         Generates tokens, see [`~GenerationMixin.generate`]. A chat can go on from a cache with the inputs of the whole
@@ -575,29 +466,25 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             attention_mask, num_cached = kwargs.get("attention_mask"), int(cache.get_seq_length())
             is_whole_chat = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
             if is_whole_chat and num_cached:
-                tiles = {name: kwargs.pop(name) for name in ("pixel_values", "image_token_positions")}
-                kwargs.update(self._drop_cached_images(input_ids, num_cached, **tiles))
+                self._drop_cached_images(kwargs, input_ids, num_cached)
         return super().generate(inputs, *args, **kwargs)
 
-    def _drop_cached_images(
-        self, input_ids: torch.Tensor, num_cached: int, pixel_values: torch.Tensor, image_token_positions: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """The tiles of the images behind the first `num_cached` tokens; an empty `dict` if there are none."""
-        plan = plan_images(image_token_positions)
+    def _drop_cached_images(self, model_kwargs: dict, input_ids: torch.Tensor, num_cached: int):
+        """Drops the tiles of images whose tokens are among the first `num_cached` ones from the arguments."""
+        plan = plan_images(model_kwargs["image_token_positions"])
         is_image = (input_ids == self.config.image_token_id).cpu()
         is_cached = (torch.arange(input_ids.shape[1]) < num_cached).expand_as(is_image)[is_image]  # [image tokens]
-        self.model._check_prompt(len(is_cached), -1, plan.num_tokens)
-        is_cached = [image.numpy() for image in is_cached.split(plan.num_tokens)]
-        if any(image.any() and not image.all() for image in is_cached):
+        self.model._check_prompt(plan.num_tokens, len(is_cached))
+        images = [tokens.numpy() for tokens in is_cached.split(plan.num_tokens)]
+        if any(image.any() and not image.all() for image in images):
             raise ValueError(
-                f"The cache holds {num_cached} tokens and ends within an image; crop it to the end or the start of "
-                "one."
+                f"The cache holds {num_cached} tokens and ends within an image; crop it to an end of one."
             )
-        is_new = torch.from_numpy(np.repeat([not image.any() for image in is_cached], plan.num_tiles))  # [tiles]
-        if not is_new.any():
-            return {}
-        tiles = {"pixel_values": pixel_values, "image_token_positions": image_token_positions}
-        return {name: tensor[is_new.to(tensor.device)] for name, tensor in tiles.items()}
+        is_new = torch.from_numpy(np.repeat([not image.any() for image in images], plan.num_tiles))  # [tiles]
+        for name in ("pixel_values", "image_token_positions"):
+            tiles = model_kwargs.pop(name)
+            if is_new.any():
+                model_kwargs[name] = tiles[is_new.to(tiles.device)]
 
     @auto_docstring
     def get_image_features(
@@ -696,4 +583,4 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         return JinaVLMCausalLMOutputWithPast(loss=loss, logits=logits, **rest)
 
 
-__all__ = ["ImagePlan", "JinaVLMForConditionalGeneration", "JinaVLMModel", "JinaVLMPreTrainedModel", "plan_images"]
+__all__ = ["JinaVLMForConditionalGeneration", "JinaVLMModel", "JinaVLMPreTrainedModel"]

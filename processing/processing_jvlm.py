@@ -14,75 +14,13 @@
 """Processor of JinaVLM: images and prompts to model inputs."""
 
 import numpy as np
-from transformers.image_utils import ImageInput, is_valid_image, make_nested_list_of_images
+from transformers.image_utils import ImageInput, is_valid_image, make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
-
-
-IMAGE_PLACEHOLDER = "<|image|>"
-IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PLACEHOLDER]
-
-# One leading space, no line breaks, nothing after "Assistant:"; an answer ends with the end-of-sequence token.
-_CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- ' ' + message['role'].capitalize() + ':' -}}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}"
-    "{{- ' ' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}{%- for part in message['content'] -%}{{- part['text'] -}}{%- endfor -%}{%- endif -%}"
-    "{{- eos_token -}}"
-    "{%- endgeneration -%}"
-    "{%- elif message['content'] is string -%}{{- ' ' + message['content'] -}}"
-    "{%- else -%}CONTENT{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- ' Assistant:' -}}{%- endif -%}"
-)
-_PART = "{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}{%- elif part['type'] == 'text' -%}TEXT{%- endif -%}"
-CHAT_TEMPLATES = {
-    "independent": _CHAT_TEMPLATE.replace(
-        "CONTENT",
-        "{%- for part in message['content'] -%}"
-        + _PART.replace("TEXT", "{{- ' ' + part['text'] -}}")
-        + "{%- endfor -%}",
-    ),
-    "stitched": _CHAT_TEMPLATE.replace(
-        "CONTENT",
-        "{{- ' ' -}}{%- for part in message['content'] -%}"
-        + _PART.replace("TEXT", "{{- part['text'] -}}")
-        + "{%- endfor -%}",
-    ),
-}
-
-
-def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | None = None) -> int:
-    """
-    Adds the image tokens that a tokenizer lacks, in place, as special tokens.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): any tokenizer of Transformers.
-        first_token_id (`int`, *optional*): id of the first one, `<im_start>`; fillers `|<EXTRA_TOKENS_i>|` take the
-            ids up to it, as in the published vocabulary (151936). By default no id is left out.
-
-    Returns:
-        `int`: how many tokens were added, fillers included.
-
-    Raises:
-        ValueError: if `first_token_id` is taken already.
-    """
-    vocabulary = tokenizer.get_vocab()
-    missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
-    if missing and first_token_id is not None:
-        if len(tokenizer) > first_token_id:
-            raise ValueError(
-                f"`first_token_id` is {first_token_id}, but the tokenizer has {len(tokenizer)} tokens already; "
-                f"choose {len(tokenizer)} or more."
-            )
-        missing = [f"|<EXTRA_TOKENS_{i}>|" for i in range(first_token_id - len(tokenizer))] + missing
-    return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
+from ..published_format.published_schema import read_processor
+from .prompt_format import CHAT_TEMPLATES, IMAGE_PLACEHOLDER, IMAGE_TOKENS, add_image_tokens
 
 
 @auto_docstring(
@@ -98,7 +36,7 @@ class JinaVLMProcessor(ProcessorMixin):
     r"""
     Raises:
         ValueError: if images and placeholders do not match, a prompt contains image tokens itself or half of a
-            surrogate pair, or truncation would cut an image's tokens; the message names the prompt and the mend. When
+            surrogate pair, or truncation would cut an image's tokens; the message names the prompt and the fix. When
             it is built, if the tokenizer has no EOS token.
     """
 
@@ -110,8 +48,8 @@ class JinaVLMProcessor(ProcessorMixin):
         """
         if tokenizer.eos_token is None:
             raise ValueError(
-                "The tokenizer has no EOS token, with which answers end: set `tokenizer.eos_token`. Folders say it in "
-                "tokenizer_config.json."
+                "The tokenizer has no EOS token, with which answers end: set `tokenizer.eos_token`. Checkpoints "
+                "have it in tokenizer_config.json."
             )
         add_image_tokens(tokenizer)
         self.add_bos_token = add_bos_token
@@ -138,19 +76,12 @@ class JinaVLMProcessor(ProcessorMixin):
     @classmethod
     def from_args_and_dict(cls, args, processor_dict: dict, **kwargs):
         """Builds the processor from its parts and a saved dict, ours or one of the published schema."""
-        if "always_start_with_space" in processor_dict:
-            # In the published schema this is the only setting; its code always prepends a BOS token.
-            if processor_dict["always_start_with_space"] is not True:
-                raise ValueError(
-                    "`processor_config.always_start_with_space` is "
-                    f"{processor_dict['always_start_with_space']!r}; only True is implemented."
-                )
-            processor_dict = {"add_bos_token": True, **processor_dict}
-            del processor_dict["always_start_with_space"]
+        settings = read_processor(processor_dict)
+        if settings is not processor_dict:
             for part in args:
-                # What is saved again holds no code that the published tokenizer config could name.
+                # The published tokenizer config names code files, which a folder that is saved again does not have.
                 getattr(part, "init_kwargs", {}).pop("auto_map", None)
-        return super().from_args_and_dict(args, processor_dict, **kwargs)
+        return super().from_args_and_dict(args, settings, **kwargs)
 
     @property
     def unused_input_names(self) -> list[str]:
@@ -158,68 +89,63 @@ class JinaVLMProcessor(ProcessorMixin):
         return ["image_grids"]
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Loads images, nests them by prompt and gives prompts without a placeholder theirs."""
+        """Loads images, nests them by prompt, and gives prompts without a placeholder theirs."""
         images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         if images is None or (isinstance(images, (list, tuple)) and not any(map(_holds_image, images))):
-            return None, text, *others
-        if text is None or not all(isinstance(sample, str) for sample in text):
+            images = None
+        if text is None or not all(isinstance(prompt, str) for prompt in text):
             return images, text, *others
-        if isinstance(images, (list, tuple)) and all(isinstance(sample, (list, tuple)) for sample in images):
-            nested = list(images)
-        elif len(text) == 1:
-            nested = make_nested_list_of_images(images)
-            nested = [[image for sample in nested for image in sample]]
-        else:
-            return images, text, *others
-        if len(nested) != len(text):
+        if images is not None:
+            if isinstance(images, (list, tuple)) and all(isinstance(sample, (list, tuple)) for sample in images):
+                images = list(images)
+            elif len(text) == 1:
+                images = [make_flat_list_of_images(images)]
+            if isinstance(images, list) and isinstance(images[0], (list, tuple)):
+                text = self._add_placeholders(text, images)
+        return images, text, *others
+
+    def _add_placeholders(self, text: list[str], images: list[list]) -> list[str]:
+        """Prompts with a placeholder for each of their images; those without any get them at their start."""
+        if len(images) != len(text):
             raise ValueError(
-                f"Got {len(nested)} lists of images for {len(text)} prompts; give each prompt one, empty if need be. "
+                f"Got {len(images)} lists of images for {len(text)} prompts; give each prompt one, empty if need be. "
                 f"The number of {self.image_token} tokens in the prompts should be the same as the number of images."
             )
-        text = [
-            sample if self.image_token in sample else self.image_token * len(sample_images) + sample
-            for sample, sample_images in zip(text, nested, strict=True)
-        ]
-        for index, (sample, sample_images) in enumerate(zip(text, nested, strict=True)):
-            num_placeholders, num_images = sample.count(self.image_token), len(sample_images)
-            if num_placeholders != num_images:
-                raise ValueError(_count_mismatch(f"Prompt {index} has", num_placeholders, num_images))
-        return nested, text, *others
+        for index, (prompt, prompt_images) in enumerate(zip(text, images, strict=True)):
+            if self.image_token not in prompt:
+                text[index] = self.image_token * len(prompt_images) + prompt
+            elif (num_placeholders := prompt.count(self.image_token)) != len(prompt_images):
+                raise ValueError(
+                    f"Prompt {index} has {num_placeholders} {self.image_token} but {len(prompt_images)} images. The "
+                    f"number of {self.image_token} tokens in the prompts should be the same as the number of images; "
+                    "write one for each image, or none to put the images of a prompt at its start."
+                )
+        return text
 
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Checks that there is an image for every placeholder, and that every prompt is text without image tokens."""
-        if text is None:
-            super().validate_inputs(images=images, text=text, **kwargs)
-            return
-        if not all(isinstance(sample, str) for sample in text):
-            raise ValueError("`text` must be a string or a list of strings.")
-        if not text:
+        """Checks also that prompts are not empty, and hold neither image tokens nor halves of surrogate pairs."""
+        super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None and not text:
             raise ValueError("`text` is an empty list; give at least one prompt.")
-        for index, sample in enumerate(text):
+        for index, prompt in enumerate(text or []):
             try:
-                sample.encode()
+                prompt.encode()
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f"Prompt {index} contains {sample[error.start]!r}, half of a surrogate pair: a character was cut "
+                    f"Prompt {index} contains {prompt[error.start]!r}, half of a surrogate pair: a character was cut "
                     'in two. Drop it, as `text.encode(errors="ignore").decode()` does.'
                 ) from error
             for token in IMAGE_TOKENS:
-                if token != self.image_token and token in sample:
+                if token != self.image_token and token in prompt:
                     raise ValueError(
                         f"Prompt {index} contains {token!r}, which only the processor writes; "
-                        f"mark the place of an image with {self.image_token!r}."
+                        f"mark the position of an image with {self.image_token!r}."
                     )
-        num_placeholders = sum(sample.count(self.image_token) for sample in text)
-        num_images = 0 if images is None else sum(map(len, make_nested_list_of_images(images)))
-        if num_placeholders != num_images:
-            raise ValueError(_count_mismatch("The prompts have", num_placeholders, num_images))
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The tokens, as text, that the `image_idx`-th image expands to."""
-        return self._image_text(tuple(int(count) for count in image_inputs["image_grids"][image_idx]), kwargs)
-
-    def _image_text(self, grid: tuple[int, int], images_kwargs: dict) -> str:
-        geometry = self.image_processor.geometry(images_kwargs)
+        grid = tuple(int(count) for count in image_inputs["image_grids"][image_idx])
+        geometry = self.image_processor.geometry(kwargs)
         if geometry.layout == "independent":
             return "<im_patch>" * geometry.num_tokens(grid)[0]
         return "".join(
@@ -228,33 +154,30 @@ class JinaVLMProcessor(ProcessorMixin):
         )
 
     def get_text_with_replacements(self, text: list[str], *args, **kwargs) -> tuple[list[str], list[list[dict]]]:
-        """Expands the placeholders and prepends the BOS token, and tells where each piece went."""
+        """Expands the placeholders and prepends the BOS token."""
         text, offsets = super().get_text_with_replacements(text, *args, **kwargs)
         bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
-        if not self.add_bos_token:
-            return text, offsets
-        for index, sample in enumerate(text):
-            if sample.startswith(bos_token):
-                continue
-            text[index] = bos_token + sample
-            # An insertion at 0 shifts everything behind it: told in the same terms as the expanded placeholders.
-            shifted = [
-                {**entry, "new_span": tuple(char + len(bos_token) for char in entry["new_span"])}
-                for entry in offsets[index]
-            ]
-            inserted = {"type": "text", "span": (0, 0), "new_span": (0, len(bos_token)), "text": ""}
-            offsets[index] = [{**inserted, "replacement": bos_token}, *shifted]
+        for index, prompt in enumerate(text if self.add_bos_token else []):
+            if not prompt.startswith(bos_token):
+                text[index] = bos_token + prompt
+                # Assistant masks follow from these offsets, so the BOS token is one more replacement, of no text.
+                inserted = {"type": "text", "span": (0, 0), "text": "", "replacement": bos_token}
+                shifted = [
+                    {**entry, "new_span": tuple(char + len(bos_token) for char in entry["new_span"])}
+                    for entry in offsets[index]
+                ]
+                offsets[index] = [{**inserted, "new_span": (0, len(bos_token))}, *shifted]
         return text, offsets
 
     def _merge_kwargs(self, *args, **kwargs):
         merged = super()._merge_kwargs(*args, **kwargs)
         if self.add_bos_token:
-            # The BOS token is in the text already.
+            # The BOS token is in the text already, and some tokenizers would add another one.
             merged["text_kwargs"]["add_special_tokens"] = False
         return merged
 
     def _check_special_mm_tokens(self, text: list[str], text_inputs, modalities: list[str]):
-        """Raises if truncation cut an image's tokens."""
+        """Raises if truncation cut the tokens of an image."""
         for index, (sample, input_ids) in enumerate(zip(text, text_inputs["input_ids"], strict=False)):
             expected = sum(sample.count(token) for token in IMAGE_TOKENS if token != self.image_token)
             found = int(np.isin(np.asarray(input_ids), self.image_token_ids).sum())
@@ -291,12 +214,4 @@ def _holds_image(images) -> bool:
     return any(map(_holds_image, images)) if isinstance(images, (list, tuple)) else is_valid_image(images)
 
 
-def _count_mismatch(subject: str, num_placeholders: int, num_images: int) -> str:
-    return (
-        f"{subject} {num_placeholders} {IMAGE_PLACEHOLDER} but {num_images} images were given for it. "
-        f"The number of {IMAGE_PLACEHOLDER} tokens in the prompts should be the same as the number of images; "
-        "write one for each image, or none to put the images of a prompt at its start."
-    )
-
-
-__all__ = ["JinaVLMProcessor", "add_image_tokens"]
+__all__ = ["JinaVLMProcessor"]

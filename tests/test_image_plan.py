@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from jvlm import plan_images
-from jvlm.modeling.modeling_jvlm import _trace_plan
+from jvlm.modeling.image_plan import trace_plan
 
 
 # Two images of 3 cells a tile: one with a second tile that keeps one cell, one of a 1×1 grid.
@@ -23,7 +23,7 @@ def test_plan():
 
 def test_traced_plan_has_the_same_tokens():
     positions = torch.tensor(POSITIONS)
-    plan, traced = plan_images(positions), _trace_plan(positions)
+    plan, traced = plan_images(positions), trace_plan(positions)
     num_tokens = sum(plan.num_tokens)
     assert traced.tile_indices.tolist() == list(range(5))
     assert traced.cell_indices[: num_tokens - 3].tolist() == plan.cell_indices[:-3].tolist()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache, Qwen3Model, SiglipVisionModel, StaticCache
 
 from jvlm import JinaVLMModel, plan_images
-from jvlm.modeling.modeling_jvlm import _trace_plan
+from jvlm.modeling.image_plan import trace_plan
 
 
 LAYOUTS = ["independent", "stitched"]
@@ -124,7 +124,7 @@ def test_the_tile_of_a_1x1_grid_is_encoded_once(build_model, build_processor, ma
     assert torch.equal(encoded[0], pixel_values[distinct])
     assert len(outputs.last_hidden_state) == len(distinct)
     # The plan of a traced forward encodes every tile. Matrix products of another size differ in the last bits.
-    everything = model.get_image_features(pixel_values, image_plan=_trace_plan(positions)).pooler_output
+    everything = model.get_image_features(pixel_values, image_plan=trace_plan(positions)).pooler_output
     features = torch.cat(outputs.pooler_output)
     torch.testing.assert_close(features, everything[: len(features)], rtol=0, atol=1e-5)
 

@@ -2,16 +2,12 @@
 """JinaVLM for Transformers 5. Importing this package registers its classes with the Auto classes."""
 
 from .configuration.configuration_jvlm import JinaVLMConfig
-from .modeling.modeling_jvlm import (
-    ImagePlan,
-    JinaVLMForConditionalGeneration,
-    JinaVLMModel,
-    JinaVLMPreTrainedModel,
-    plan_images,
-)
+from .modeling.image_plan import ImagePlan, plan_images
+from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
 from .processing.drawing import draw_tiles
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
-from .processing.processing_jvlm import JinaVLMProcessor, add_image_tokens
+from .processing.processing_jvlm import JinaVLMProcessor
+from .processing.prompt_format import add_image_tokens
 from .registration import AutoModelForVision2Seq, register
 
 
