@@ -84,7 +84,7 @@ class JinaVLMConfig(PreTrainedConfig):
         How the pooled cells of the tiles become image tokens: every tile keeps all of its own (the figure), or
         the overlap of neighbouring tiles is dropped and the rest is put in reading order between marker tokens
         (the published checkpoint). It sets the defaults of `pooled_grid` and `use_last_tile_embedding`; the
-        model itself never reads it.
+        model reads it only to refuse a prompt of the other layout.
     vision_feature_layer (`list[int]`, *optional*):
         Vision blocks whose outputs are concatenated for the connector, in this order, counted from 0; negative
         ones from the last of `vision_config.num_hidden_layers`. `[24, 18]` when not given.
@@ -106,7 +106,7 @@ class JinaVLMConfig(PreTrainedConfig):
         Whether a learned embedding is added to the features of each image's last tile, as the published
         checkpoint does. When not given, true for the `"stitched"` layout only.
     image_token_id (`int`, *optional*, defaults to 151938):
-        Id of `<im_patch>`, the token whose embeddings are replaced by image features.
+        Id of `<im_patch>`, the image token, to whose embeddings the image features are added.
     image_start_token_id (`int`, *optional*, defaults to 151936):
         Id of the marker `<im_start>`.
     image_end_token_id (`int`, *optional*, defaults to 151937):
@@ -165,7 +165,7 @@ class JinaVLMConfig(PreTrainedConfig):
                 kwargs.pop(name, None)
         self.vision_config = self._sub_config("vision_config", VISION_DEFAULTS)
         self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
-        # The connector pools; a pooling head on the tower would be weights without a use.
+        # The connector pools, so a pooling head on the tower would be unused weights.
         self.vision_config.vision_use_head = False
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
         if not isinstance(image_size, int) or not isinstance(patch_size, int):
@@ -190,7 +190,7 @@ class JinaVLMConfig(PreTrainedConfig):
         if isinstance(value, PreTrainedConfig):
             return value
         config_class = self.sub_configs[name]
-        # A given dict is complete in itself: mixing its sizes with our defaults would make a chimera.
+        # Partial dicts are not merged with our defaults: what they leave out is the default of their class.
         value = dict(defaults if value is None else value)
         model_type = value.pop("model_type", config_class.model_type)
         if model_type != config_class.model_type:
@@ -206,15 +206,31 @@ class JinaVLMConfig(PreTrainedConfig):
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
-    def input_only_token_ids(self) -> list[int]:
-        """Tokens that are read and never written: the image tokens and what pads the vocabulary behind them."""
+    def num_vision_blocks(self) -> int:
+        """Blocks of the vision tower that are built: up to the deepest one that feeds the connector."""
+        return max(self.vision_feature_layer or [0]) + 1
+
+    @property
+    def pooled_shape(self) -> tuple[int, int]:
+        """Rows and columns of pooled cells in a tile: `pooled_grid` as a tuple."""
+        rows, cols = self.pooled_grid or (0, 0)
+        return rows, cols
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the concatenated features that enter the connector."""
+        return self.vision_config.hidden_size * len(self.vision_feature_layer or [])
+
+    @property
+    def suppressed_token_ids(self) -> list[int]:
+        """Tokens that are never generated: the image tokens and the unused ids after them."""
         first = min(
             self.image_token_id, self.image_start_token_id, self.image_end_token_id, self.image_column_token_id
         )
         return list(range(first, self.text_config.vocab_size))
 
     def validate_architecture(self):
-        """Checks what no single field can: `@strict` calls it after `__post_init__`."""
+        """Checks fields against each other; `@strict` calls it after `__post_init__`."""
         super().validate_architecture()
         vision = self.vision_config
         if vision.image_size % vision.patch_size:

@@ -212,7 +212,7 @@ def _compose_model(
 ):
     """The model; values that it shares with the sources stay in their files until they are written."""
     model = empty_model(config)
-    connector = JinaVLMConnector(config, config.vision_config).apply(model._init_weights).to(getattr(torch, dtype))
+    connector = JinaVLMConnector(config).apply(model._init_weights).to(getattr(torch, dtype))
     weights = {
         **_vision_weights(vision_folder, vision, config, dtype),
         **{f"model.connector.{name}": tensor for name, tensor in connector.state_dict().items()},

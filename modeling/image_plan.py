@@ -17,7 +17,8 @@ class ImagePlan(ModelOutput):
         tile_indices (`torch.LongTensor` of shape `(distinct_tiles,)`):
             Rows of `pixel_values` that go through the vision tower.
         cell_indices (`torch.LongTensor` of shape `(image_tokens,)`):
-            Cell of every image token in sequence order: an index into the cells of the distinct tiles, row by row.
+            Cell of every image token in sequence order: an index into the cells of the distinct tiles, row by row. One
+            unused cell if there are no image tokens.
         is_last_tile (`torch.BoolTensor` of shape `(image_tokens,)`):
             Whether that cell lies in the last tile of its image.
         num_tiles (`tuple[int, ...]`, *optional*):
@@ -70,6 +71,8 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
     distinct_tile = (~is_copy).cumsum() - 1  # [tiles]
     cell_indices = distinct_tile[tile] * positions.shape[1] + cell
     is_last_tile = np.append(is_thumbnail[1:], True)[tile]
+    if len(order) == 0:  # attention needs a cell to pool; no token uses it
+        cell_indices, is_last_tile, order = np.zeros(1, int), np.zeros(1, bool), np.zeros(1, int)
     return ImagePlan(
         tile_indices=torch.from_numpy((~is_copy).nonzero()[0]),
         cell_indices=torch.from_numpy(cell_indices[order]),

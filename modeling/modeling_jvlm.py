@@ -13,7 +13,6 @@
 # limitations under the License.
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
-import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel, SiglipVisionConfig
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
@@ -70,17 +69,16 @@ class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
 class JinaVLMAttentionPooling(nn.Module):
     """Multi-head attention over the patches of a window; the query is the mean of the window."""
 
-    def __init__(self, config: JinaVLMConfig, vision_config: SiglipVisionConfig):
+    def __init__(self, config: JinaVLMConfig):
         super().__init__()
-        self.config = vision_config  # the vision tower's own: both use one attention implementation
+        self.config = config.vision_config  # the connector uses the attention implementation of the vision tower
         self.head_dim = config.connector_head_dim
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         width = config.connector_num_attention_heads * self.head_dim
-        feature_size = config.vision_config.hidden_size * len(config.vision_feature_layer)
-        self.q_proj = nn.Linear(feature_size, width)
-        self.k_proj = nn.Linear(feature_size, width)
-        self.v_proj = nn.Linear(feature_size, width)
+        self.q_proj = nn.Linear(config.feature_size, width)
+        self.k_proj = nn.Linear(config.feature_size, width)
+        self.v_proj = nn.Linear(config.feature_size, width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
@@ -116,15 +114,14 @@ class JinaVLMProjector(nn.Module):
 class JinaVLMConnector(nn.Module):
     """Pools windows of patches to cells and projects the cells into the width of the language model."""
 
-    def __init__(self, config: JinaVLMConfig, vision_config: SiglipVisionConfig):
+    def __init__(self, config: JinaVLMConfig):
         super().__init__()
         self.config = config
         self.last_tile_embedding = None
         # CODEPATH: jinaai/jina-vlm has the embedding; models of the figure ("independent" layout) have none.
         if config.use_last_tile_embedding:
-            feature_size = config.vision_config.hidden_size * len(config.vision_feature_layer)
-            self.last_tile_embedding = nn.Parameter(torch.zeros(feature_size))
-        self.pooling = JinaVLMAttentionPooling(config, vision_config)
+            self.last_tile_embedding = nn.Parameter(torch.zeros(config.feature_size))
+        self.pooling = JinaVLMAttentionPooling(config)
         self.projector = JinaVLMProjector(config)
 
     def forward(
@@ -146,7 +143,7 @@ class JinaVLMConnector(nn.Module):
         Returns:
             `torch.Tensor` of shape `(cells, hidden_size)`.
         """
-        side, size, (rows, cols) = self.config.patches_per_side, self.config.pooling_size, self.config.pooled_grid
+        side, size, (rows, cols) = self.config.patches_per_side, self.config.pooling_size, self.config.pooled_shape
         patch_rows = torch.arange(rows * size, device=hidden_states.device).view(rows, 1, size, 1)
         patch_cols = torch.arange(cols * size, device=hidden_states.device).view(1, cols, 1, size)
         # Windows that reach beyond the tile are zero-padded at the bottom and the right.
@@ -178,6 +175,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Weights that a checkpoint lacks are initialised also where SigLIP does it for modules without own parameters.
+        return False
 
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -227,7 +229,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         if self.can_generate():
             generation, text_config = self.generation_config, self.config.text_config
             defaults = {name: getattr(text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            for name, value in {"suppress_tokens": self.config.input_only_token_ids, **defaults}.items():
+            for name, value in {"suppress_tokens": self.config.suppressed_token_ids, **defaults}.items():
                 if getattr(generation, name) is None:
                     setattr(generation, name, value)
 
@@ -247,14 +249,14 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
 class JinaVLMModel(JinaVLMPreTrainedModel):
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
-        # The tower ends at the deepest block that feeds the connector, so it needs no final norm either.
-        vision_config = copy.deepcopy(config.vision_config)
-        vision_config.num_hidden_layers = max(config.vision_feature_layer) + 1
-        self.vision_tower = AutoModel.from_config(vision_config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        # The tower ends at the deepest block that feeds the connector, so it needs no final norm either. Transformers
+        # expects submodels to share the sub-configurations, so the blocks are cut here and not by a copy of them.
+        self.vision_tower.encoder.layers = self.vision_tower.encoder.layers[: config.num_vision_blocks]
         self.vision_tower.post_layernorm = nn.Identity()
-        self.connector = JinaVLMConnector(config, vision_config)
+        self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        unused = range(vision_config.num_hidden_layers, config.vision_config.num_hidden_layers)
+        unused = range(config.num_vision_blocks, config.vision_config.num_hidden_layers)
         self._keys_to_ignore_on_load_unexpected = [
             r"vision_tower\.(post_layernorm|head)\.|vision_model\.post_lnorm\.",
             *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
@@ -286,8 +288,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if image_plan is None:
             if torch.compiler.is_compiling():
                 raise ValueError("A traced `get_image_features` needs `image_plan`; make it outside of the trace.")
-            self._check_tiles(pixel_values, image_token_positions)
-            image_plan = plan_images(image_token_positions)
+            image_plan = plan_images(self._check_positions(pixel_values, image_token_positions))
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
         image_features = outputs.pooler_output + self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
@@ -296,10 +297,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         outputs.pooler_output = image_features
         return outputs
 
-    def _check_tiles(self, pixel_values: torch.Tensor, image_token_positions: torch.Tensor | None):
+    def _check_positions(self, pixel_values: torch.Tensor, image_token_positions: torch.Tensor | None) -> torch.Tensor:
+        """`image_token_positions`, if there is a row for every tile and a column for every pooled cell."""
         if image_token_positions is None:
             raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
-        rows, cols = self.config.pooled_grid
+        rows, cols = self.config.pooled_shape
         if image_token_positions.shape != (len(pixel_values), rows * cols):
             raise ValueError(
                 f"`image_token_positions` has the shape {tuple(image_token_positions.shape)}, but there are "
@@ -307,6 +309,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 f'{rows * cols} pooled cells (layout "{self.config.layout}"). Pass both as the processor returned '
                 "them, and load model and processor from the same checkpoint."
             )
+        return image_token_positions
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
         """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
@@ -329,7 +332,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         )
         return outputs
 
-    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.BoolTensor:
+    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The positions of the image tokens, `[batch, sequence]`; without `input_ids` found by their embedding."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
@@ -365,7 +368,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         host = torch.cat([image_token_positions.flatten(), counts]).cpu()
         positions, counts = host.split([image_token_positions.numel(), len(counts)])
         plan = plan_images(positions.view(image_token_positions.shape))
-        self._check_prompt(plan.num_tokens, *counts.tolist())
+        self._check_prompt(plan.num_tokens or (), *counts.tolist())
         return plan
 
     @can_return_tuple
@@ -410,11 +413,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                     "`image_plan` is not of this prompt: it has another number of image tokens.",
                 )
             else:
-                self._check_tiles(pixel_values, image_token_positions)
-                if torch.compiler.is_compiling():
-                    image_plan = trace_plan(image_token_positions)
-                else:
-                    image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask)
+                positions = self._check_positions(pixel_values, image_token_positions)
+                is_traced = torch.compiler.is_compiling()
+                image_plan = (
+                    trace_plan(positions) if is_traced else self._plan_prompt(positions, input_ids, image_mask)
+                )
             image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
@@ -427,6 +430,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds)
             inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_features)
 
+        # Trainer turns the cache off here and not in the text config; activation checkpointing of FSDP fails with one.
+        kwargs.setdefault("use_cache", getattr(self.config, "use_cache", None))
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -474,13 +479,13 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         plan = plan_images(model_kwargs["image_token_positions"])
         is_image = (input_ids == self.config.image_token_id).cpu()
         is_cached = (torch.arange(input_ids.shape[1]) < num_cached).expand_as(is_image)[is_image]  # [image tokens]
-        self.model._check_prompt(plan.num_tokens, len(is_cached))
+        self.model._check_prompt(plan.num_tokens or (), len(is_cached))
         images = [tokens.numpy() for tokens in is_cached.split(plan.num_tokens)]
         if any(image.any() and not image.all() for image in images):
             raise ValueError(
                 f"The cache holds {num_cached} tokens and ends within an image; crop it to an end of one."
             )
-        is_new = torch.from_numpy(np.repeat([not image.any() for image in images], plan.num_tiles))  # [tiles]
+        is_new = torch.from_numpy(np.repeat([not image.any() for image in images], plan.num_tiles or ()))  # [tiles]
         for name in ("pixel_values", "image_token_positions"):
             tiles = model_kwargs.pop(name)
             if is_new.any():

@@ -32,10 +32,11 @@ def test_traced_plan_has_the_same_tokens():
 
 
 def test_tiles_without_an_image():
-    """A batch without images can have a tile none of whose cells is a token: the vision side runs for nothing."""
+    """The blank tile of a batch without images: one cell is pooled, and no token uses it."""
     plan = plan_images(torch.full((1, 4), -1))
     assert plan.tile_indices.tolist() == [0]
-    assert len(plan.cell_indices) == len(plan.is_last_tile) == 0
+    assert plan.cell_indices.tolist() == [0]
+    assert plan.is_last_tile.tolist() == [False]
     assert plan.num_tiles == plan.num_tokens == ()
 
 

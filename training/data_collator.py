@@ -26,11 +26,14 @@ class DataCollatorForJinaVLM:
         max_length (`int`, *optional*): maximum sequence length in tokens. Longer sequences are truncated on the
             tokenizer's `truncation_side`. Image tokens are never truncated.
         pad_to_multiple_of (`int`, *optional*): pads the sequence length of every batch to a multiple of this.
+        add_blank_tile (`bool`, *optional*, defaults to `True`): adds a tile without image tokens to batches without
+            images, so that every process runs the vision tower and the connector in every step. DDP, FSDP and ZeRO-3
+            need that, and a single process then takes the same optimizer steps. It changes no loss.
 
     Returns:
-        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`. If the
-        batch has images, also `pixel_values` of shape `[tiles, 3, height, width]` and `image_token_positions` of
-        shape `[tiles, pooled cells]`, concatenated over all images.
+        `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`,
+        `pixel_values` of shape `[tiles, 3, height, width]` and `image_token_positions` of shape
+        `[tiles, pooled cells]`, concatenated over all images.
 
     Raises:
         ValueError: if the number of images does not match the number of image parts, an image cannot be read,
@@ -38,11 +41,16 @@ class DataCollatorForJinaVLM:
     """
 
     def __init__(
-        self, processor: ProcessorMixin, max_length: int | None = None, pad_to_multiple_of: int | None = None
+        self,
+        processor: ProcessorMixin,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        add_blank_tile: bool = True,
     ):
         self.processor = processor
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.add_blank_tile = add_blank_tile
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         try:
@@ -71,6 +79,10 @@ class DataCollatorForJinaVLM:
         )
         is_assistant = torch.as_tensor(batch.pop("assistant_masks")).bool()  # [batch, sequence]
         batch["labels"] = batch["input_ids"].masked_fill(~is_assistant, -100)
+        if self.add_blank_tile and "pixel_values" not in batch:
+            geometry = self.processor.image_processor.geometry()
+            batch["pixel_values"] = torch.zeros(1, 3, geometry.tile_size, geometry.tile_size)
+            batch["image_token_positions"] = torch.full((1, geometry.cells_per_tile), -1)
         return dict(batch)
 
 

@@ -71,10 +71,8 @@ def test_labels_of_random_conversations(build_processor, make_image, layout, dat
         assert label_spans(processor, labels) == answers(row)
     assert not torch.isin(batch["labels"], torch.tensor(processor.image_token_ids)).any()
     num_images = sum(len(row["images"]) for row in rows)
-    if num_images:
-        assert (batch["image_token_positions"][:, 0] == 0).sum() == num_images
-    else:
-        assert "pixel_values" not in batch
+    assert (batch["image_token_positions"][:, 0] == 0).sum() == num_images
+    assert num_images or (batch["image_token_positions"] == -1).all()
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
@@ -123,7 +121,22 @@ def test_batch_of_rows_with_and_without_images(build_processor, build_row, image
     assert not is_image[0].any()
     assert is_image[1].any()
     assert [label_spans(processor, labels) for labels in batch["labels"]] == list(map(answers, rows))
-    assert "pixel_values" not in DataCollatorForJinaVLM(processor)([text])
+    assert "pixel_values" not in DataCollatorForJinaVLM(processor, add_blank_tile=False)([text])
+
+
+def test_a_batch_without_images_has_a_blank_tile(build_processor, build_model, build_row):
+    """Every parameter gets a gradient, which is zero on the vision side, and the loss is that without the tile."""
+    processor, model = build_processor(), build_model()
+    rows = [build_row(1, num_images=0), build_row(2, num_images=0)]
+    batch = DataCollatorForJinaVLM(processor)(rows)
+    assert batch["pixel_values"].shape == (1, 3, 56, 56)
+    loss = model(**batch).loss
+    assert loss == model(**DataCollatorForJinaVLM(processor, add_blank_tile=False)(rows)).loss
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        is_vision = "vision_tower" in name or "connector" in name
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.any()) is not is_vision or name.endswith("k_proj.bias"), name
 
 
 def test_max_length_truncates_text(build_processor, build_row):
