@@ -34,6 +34,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..configuration.checkpoint_files import check_folder, listed, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
@@ -254,6 +255,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         # expects submodels to share the sub-configurations, so the blocks are cut here and not by a copy of them.
         self.vision_tower.encoder.layers = self.vision_tower.encoder.layers[: config.num_vision_blocks]
         self.vision_tower.post_layernorm = nn.Identity()
+        # Otherwise the first forward pass does it, within a lock that torch.compile cannot trace.
+        maybe_install_capturing_hooks(self.vision_tower)
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
         unused = range(config.num_vision_blocks, config.vision_config.num_hidden_layers)
