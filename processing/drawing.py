@@ -1,7 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Draws what the model sees of an image: its tiles, their overlaps and the thumbnail."""
+"""Draws the input of the model for an image: its tiles, their overlaps and the thumbnail."""
 
 import colorsys
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,10 @@ from PIL import ImageDraw, ImageFont
 from .processing_jvlm import JinaVLMProcessor
 
 
-# All in pixels of the drawing.
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
+_Color: TypeAlias = tuple[int, int, int]
+
+# Sizes in pixels of the drawing.
 _CANVAS_LIMIT = (1120, 960)  # maximum width and height of the drawn canvas
 _TILE_LIMIT = 560  # maximum side of a drawn tile
 _PANEL_WIDTH = 380  # width of the panel with the thumbnail and the text
@@ -30,18 +34,18 @@ def draw_tiles(
     Draws how an image is split into tiles.
 
     The drawing shows the canvas with every tile outlined and numbered in reading order, the overlaps shaded, the
-    thumbnail, the number of image tokens, and questions with their answers. Canvas and thumbnail are reconstructed
-    from the `pixel_values` that the model receives, with the normalization undone.
+    thumbnail, the number of image tokens, and questions with their answers. Canvas and thumbnail show the
+    `pixel_values` of the model, denormalized.
 
     Args:
         image (`str` or `PIL.Image.Image`): the image, or its path or URL. It is not modified.
-        processor ([`JinaVLMProcessor`]): a processor of either layout and any tile size.
-        answers (`dict[str, str]`, *optional*): answers by question.
+        processor ([`JinaVLMProcessor`]): the processor, with either layout and any tile size.
+        answers (`dict[str, str]`, *optional*): a dict from questions to answers.
         font (`str`, *optional*): path of a TrueType font for the text. Pillow's default font only has Latin letters.
-        images_kwargs: arguments of the image processor for this image, such as `max_crops`.
+        images_kwargs: arguments of the image processor, such as `max_crops`.
 
     Returns:
-        `PIL.Image.Image`: an RGB image. Small canvases are enlarged by an integer factor, large ones reduced.
+        `PIL.Image.Image`: an RGB image. Small canvases are upsampled by an integer factor, large ones downsampled.
 
     Raises:
         OSError: if `font` cannot be read.
@@ -79,7 +83,7 @@ def draw_tiles(
 
 
 def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) -> np.ndarray:
-    """Undoes rescaling and normalization: `[tiles, 3, size, size]` to 8-bit values `[tiles, size, size, 3]`."""
+    """Denormalizes `[tiles, 3, size, size]` to uint8 `[tiles, size, size, 3]`."""
     setting = image_processor._settings(images_kwargs)
     if setting("do_normalize"):
         mean, std = (torch.tensor(setting(name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
@@ -90,7 +94,7 @@ def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) ->
 
 
 def _scale(limit: float) -> float:
-    """The largest integer scale up to `limit`, or `limit` itself if it is below 1."""
+    """The largest integer that is at most `limit`, or `limit` itself if it is less than 1."""
     return float(int(limit)) if limit >= 1 else limit
 
 
@@ -99,14 +103,15 @@ def _resized(image: PIL.Image.Image, scale: float) -> PIL.Image.Image:
     return image.resize(size, PIL.Image.Resampling.NEAREST if scale >= 1 else PIL.Image.Resampling.LANCZOS)
 
 
-def _color(index: int, count: int) -> tuple[int, int, int]:
-    """A saturated color for one of `count` tiles, with a hue far from those of the previous and the next tile."""
+def _color(index: int, count: int) -> _Color:
+    """A saturated color of one of `count` tiles. Its hue differs clearly from the previous and the next tile's."""
     hue = (0.58 + index * 0.382) % 1.0 if count > 1 else 0.58
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.42, 0.85))
+    red, green, blue = (round(255 * part) for part in colorsys.hls_to_rgb(hue, 0.42, 0.85))
+    return red, green, blue
 
 
 def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: float) -> PIL.Image.Image:
-    """The canvas at `scale`, with the tiles at `windows` (`[tiles, 2]`: top, left) outlined and overlaps shaded."""
+    """Scales the canvas, outlines the tiles at `windows` (`[tiles, 2]`: top, left) and shades their overlaps."""
     covered = np.zeros((canvas.height, canvas.width), int)
     for top, left in windows:
         covered[top : top + size, left : left + size] += 1
@@ -126,8 +131,8 @@ def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: flo
     return canvas
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Splits text into lines of at most `width` pixels, at spaces, and inside words that are too long for a line."""
+def _wrap(text: str, font: _Font, width: float) -> list[str]:
+    """Splits text into lines of at most `width` pixels, at spaces, or within words that are longer than a line."""
     lines = []
     for paragraph in text.split("\n"):
         line = ""
@@ -147,12 +152,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     return lines
 
 
-def _font(size: int, path: str | None = None) -> ImageFont.FreeTypeFont:
+def _font(size: int, path: str | None = None) -> _Font:
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
-def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, path: str | None) -> PIL.Image.Image:
-    """Draws pieces of text, each with its size and color, below each other on a white image of this width."""
+def _text_block(parts: list[tuple[str, int, _Color]], width: int, path: str | None) -> PIL.Image.Image:
+    """Draws texts, each with its size and color, one below the other on a white image of this width."""
     lines = []
     for text, size, color in parts:
         font = _font(size, path)
@@ -166,21 +171,25 @@ def _text_block(parts: list[tuple[str, int, tuple[int, int, int]]], width: int, 
 
 
 def _compose(
-    canvas: PIL.Image.Image, thumbnail: PIL.Image.Image, head: list, text: list, font: str | None
+    canvas: PIL.Image.Image,
+    thumbnail: PIL.Image.Image,
+    caption_parts: list[tuple[str, int, _Color]],
+    text_parts: list[tuple[str, int, _Color]],
+    font: str | None,
 ) -> PIL.Image.Image:
-    """Places the canvas below the caption, and thumbnail and text right of the canvas, or below it if it is wide."""
+    """Pastes the canvas below the caption, and thumbnail and text to its right, or below it if the canvas is wide."""
     below = canvas.width > 2 * canvas.height
     text_left = thumbnail.width + _MARGIN if below else 0
     width = max(canvas.width, 2 * _PANEL_WIDTH) if below else canvas.width + _MARGIN + _PANEL_WIDTH
-    head = _text_block(head, width, font)
-    text = _text_block(text, width - text_left if below else _PANEL_WIDTH, font)
+    caption = _text_block(caption_parts, width, font)
+    text = _text_block(text_parts, width - text_left if below else _PANEL_WIDTH, font)
     text_top = 0 if below else thumbnail.height + 8
     panel_height = max(thumbnail.height, text_top + text.height)
-    top = _MARGIN + head.height + 12
+    top = _MARGIN + caption.height + 12
     left, panel_top = (0, canvas.height + _MARGIN) if below else (canvas.width + _MARGIN, 0)
     height = max(canvas.height, panel_top + panel_height)
     image = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _WHITE)
-    image.paste(head, (_MARGIN, _MARGIN))
+    image.paste(caption, (_MARGIN, _MARGIN))
     image.paste(canvas, (_MARGIN, top))
     image.paste(thumbnail, (_MARGIN + left, top + panel_top))
     image.paste(text, (_MARGIN + left + text_left, top + panel_top + text_top))

@@ -1,13 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What a prompt consists of: the image tokens of the vocabulary and the chat template of each layout."""
+"""Prompt format: the image tokens of the vocabulary and the chat template of each layout."""
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 
 IMAGE_PLACEHOLDER = "<|image|>"
-IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PLACEHOLDER]
+# The tokens that replace a placeholder.
+EXPANDED_IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
+IMAGE_TOKENS = [*EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER]
 
-# One leading space, no line breaks, nothing after "Assistant:"; an answer ends with the end-of-sequence token.
+# Each message starts with a space. There are no line breaks, and an answer ends with the EOS token.
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- ' ' + message['role'].capitalize() + ':' -}}"
@@ -21,9 +23,7 @@ _CHAT_TEMPLATE = (
     "{%- for part in parts -%}"
     "{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}"
     "{%- elif part['type'] == 'text' -%}{{- 'BEFORE_TEXT' + part['text'] -}}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
+    "{%- endfor -%}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- ' Assistant:' -}}{%- endif -%}"
 )
 CHAT_TEMPLATES = {
@@ -34,18 +34,19 @@ CHAT_TEMPLATES = {
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | None = None) -> int:
     """
-    Adds the image tokens that a tokenizer lacks, in place, as special tokens.
+    Adds missing image tokens to a tokenizer, in place, as special tokens.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): any tokenizer of Transformers.
-        first_token_id (`int`, *optional*): id of the first one, `<im_start>`; fillers `|<EXTRA_TOKENS_i>|` take the
-            ids up to it, as in the published vocabulary (151936). By default no id is left out.
+        first_token_id (`int`, *optional*): id of the first image token, `<im_start>`, 151936 in the published
+            vocabulary. Filler tokens `|<EXTRA_TOKENS_i>|` take the unused ids below it. By default, the image tokens
+            take the next free ids.
 
     Returns:
-        `int`: how many tokens were added, fillers included.
+        `int`: number of added tokens, including fillers.
 
     Raises:
-        ValueError: if `first_token_id` is taken already.
+        ValueError: if `first_token_id` is already in use.
     """
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in IMAGE_TOKENS if token not in vocabulary]
@@ -59,4 +60,4 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase, first_token_id: int | N
     return tokenizer.add_tokens(missing, special_tokens=True) if missing else 0
 
 
-__all__ = ["CHAT_TEMPLATES", "IMAGE_PLACEHOLDER", "IMAGE_TOKENS", "add_image_tokens"]
+__all__ = ["CHAT_TEMPLATES", "EXPANDED_IMAGE_TOKENS", "IMAGE_PLACEHOLDER", "IMAGE_TOKENS", "add_image_tokens"]
