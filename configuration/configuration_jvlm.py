@@ -206,6 +206,16 @@ class JinaVLMConfig(PreTrainedConfig):
         return self.vision_config.image_size // self.vision_config.patch_size
 
     @property
+    def num_vision_blocks(self) -> int:
+        """Blocks of the vision tower that are built: up to the deepest one that feeds the connector."""
+        return max(self.vision_feature_layer or [0]) + 1
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the concatenated features that enter the connector."""
+        return self.vision_config.hidden_size * len(self.vision_feature_layer or [])
+
+    @property
     def input_only_token_ids(self) -> list[int]:
         """Tokens that are read and never written: the image tokens and what pads the vocabulary behind them."""
         first = min(
