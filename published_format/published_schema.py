@@ -3,257 +3,238 @@
 
 A table has the structure of its JSON file. Its entries are
 
-- a tuple: the values that JinaVLM implements; the first one is written,
-- a function of our settings to such a tuple,
+- a value, or a tuple of values: what JinaVLM implements; the first one is saved,
+- a function of our settings by path that returns the same,
 - a `Field`: the setting of ours that the value is translated to and from,
-- `Written`: a value that is written for the published code and not read.
+- `SaveOnly`: a value, or a function of our settings, that is saved for the published code and ignored when read.
 
-The schema can express far more than the release uses. Any other value is refused: a silent difference would cost
-accuracy, not a crash.
+The schema can express far more than the release uses. Any other value is an error, because JinaVLM would otherwise
+run with lower accuracy and without a warning.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import reduce
+from typing import Any
 
-
-if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
+import PIL.Image
+from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 
 
 # The release keeps its image tokens in a second embedding table of 128 rows, after the vocabulary.
 NUM_ADDITIONAL_TOKENS = 128
 IMAGE_TOKEN_IDS = ("image_start_token_id", "image_end_token_id", "image_token_id", "image_column_token_id")
-CODE_REPOSITORY = "jinaai/jina-vlm"
+TEXT_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# Fields of ours whose difference after a round trip does not matter: without effect, or written elsewhere.
+# Our settings that may change in a round trip: they have no effect, or the published format stores them elsewhere.
 WITHOUT_EFFECT = {
     *("_from_model_config", "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "initializer_range", "max_window_layers", "use_cache"),
-    "transformers_version",
-    "tie_word_embeddings",  # the published output head is always written
-    "use_last_tile_embedding",  # without one, zeros are written
+    *(*TEXT_TOKEN_IDS, "initializer_range", "max_window_layers", "transformers_version", "use_cache"),
+    "tie_word_embeddings",  # the published format always has an output head
+    "use_last_tile_embedding",  # the published format has zeros instead of none
 }
 
 
 @dataclass(frozen=True)
 class Field:
-    """Path of a setting of ours. `read` and `write` take the value and all our settings by path."""
+    """Path of a setting of ours. `read` and `save` take the value and all our settings by path."""
 
     path: str
     read: Callable = lambda value, ours: value
-    write: Callable = lambda value, ours: value
+    save: Callable = lambda value, ours: value
     is_required: bool = True
 
 
 @dataclass(frozen=True)
-class Written:
-    """A function of our settings to the value that is written."""
+class SaveOnly:
+    """A value, or a function of our settings to it."""
 
-    value: Callable
+    value: Any
 
 
-def _side(value: Any, ours: dict) -> int:
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or value[0] != value[1]:
+def _all(value: Any, *names: str) -> dict:
+    return dict.fromkeys(names, value)
+
+
+def _fields(prefix: str, **names: str) -> dict:
+    """Settings that have the same value in both schemas, under the published names."""
+    return {published: Field(f"{prefix}.{name}") for published, name in names.items()}
+
+
+def _optional(*names: str) -> dict:
+    """Settings that have the same name and value in both schemas."""
+    return {name: Field(name, is_required=False) for name in names}
+
+
+def _auto_map(**classes: str) -> SaveOnly:
+    return SaveOnly({name: f"jinaai/jina-vlm--{path}" for name, path in classes.items()})
+
+
+def _side(size: Any, ours: dict) -> int:
+    if not isinstance(size, (list, tuple)) or len(size) != 2 or size[0] != size[1]:
         raise ValueError("only squares are implemented")
-    return value[0]
+    return size[0]
 
 
-def _ratio(path: str, width_path: str) -> Field:
-    """The inner width of a feed-forward layer as a multiple of its outer width; `size` wins over it."""
-    return Field(path, lambda value, ours: ours.get(path) or int(value * ours[width_path]), lambda value, ours: 4)
+def _num_outputs(ours: dict) -> int:
+    """The length of the list that `vit_layers` indexes: the outputs of all blocks and, last, of the final norm."""
+    return ours["vision_config.num_hidden_layers"] + 1
 
 
-def _block_indices(value: list[int], ours: dict) -> list[int]:
-    # Indices into the outputs of all blocks and, last, of the final norm.
-    num_blocks = ours["vision_config.num_hidden_layers"]
-    layers = [layer % (num_blocks + 1) for layer in value]
-    if num_blocks in layers:
+def _blocks(indices: list[int], ours: dict) -> list[int]:
+    blocks = [index % _num_outputs(ours) for index in indices]
+    if _num_outputs(ours) - 1 in blocks:
         raise ValueError("the output of the final norm cannot be a feature")
-    return layers
+    return blocks
 
 
-_UNUSED_NORM = {"bias": (None, True, False), "eps": (None, 1e-6), "type": ("default",), "with_affine": (True,)}
-_RMS_NORM = {"type": ("rms",), "eps": (1e-6,), "bias": (False,), "with_affine": (True,)}
-_LAYER_NORM = {"type": ("default",), "eps": (1e-6,), "bias": (True,), "with_affine": (True,)}
+_RMS_NORM = {"type": "rms", "eps": 1e-6, "bias": False, "with_affine": True}
+_LAYER_NORM = {"type": "default", "eps": 1e-6, "bias": True, "with_affine": True}
+_UNUSED_NORM = {"type": "default", "eps": (None, 1e-6), "bias": (None, True, False), "with_affine": True}
 
 
 def _attention(bias: bool, norm: dict | None = None, **sizes) -> dict:
     return {
-        **sizes,
-        **dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias"), (bias,)),
-        **dict.fromkeys(("q_lnorm", "k_lnorm", "qkv_lnorm_on_heads"), (norm is not None,)),
-        **dict.fromkeys(("inner_lnorm", "o_lnorm", "v_lnorm"), (False,)),
+        **_all(bias, "q_bias", "k_bias", "v_bias", "o_bias"),
+        **_all(norm is not None, "q_lnorm", "k_lnorm", "qkv_lnorm_on_heads"),
+        **_all(False, "inner_lnorm", "o_lnorm", "v_lnorm"),
+        **_all(None, "clip_qkv", "softmax_scale"),
         "lnorm_config": norm or _UNUSED_NORM,
-        "clip_qkv": (None,),
-        "dropout": (0.0,),
+        "dropout": 0.0,
         "fp32": (False, True),  # the attention backends compute scores in float32 anyway
         "sliding_window": (-1, None),
-        "softmax_scale": (None,),
+        **sizes,
     }
 
 
-def _feed_forward(path: str, width_path: str, activation: str, gated: bool, bias: bool) -> dict:
-    return {
-        "size": Field(path),
-        "ratio": _ratio(path, width_path),
-        "activation_type": (activation,),
-        "gated_activation": (gated,),
-        "bias": (bias,),
-        "inner_lnorm": (False,),
-        "lnorm_config": _UNUSED_NORM,
-    }
+def _multi_head(heads: str, **sizes) -> dict:
+    """Attention with biases and as many key-value heads as query heads."""
+    return _attention(True, n_heads=Field(heads), n_kv_heads=lambda ours: (None, ours[heads]), **sizes)
+
+
+def _feed_forward(inner: str, outer: str, **settings) -> dict:
+    """A feed-forward layer. `ratio` sets its inner width as a multiple of the outer one, unless `size` does."""
+    ratio = Field(inner, lambda ratio, ours: ours.get(inner) or int(ratio * ours[outer]), lambda size, ours: 4)
+    return {"size": Field(inner), "ratio": ratio, "inner_lnorm": False, "lnorm_config": _UNUSED_NORM, **settings}
 
 
 def _block(attention: dict, feed_forward: dict, norm: dict) -> dict:
     return {
-        "attn_config": attention,
-        "ffn_config": feed_forward,
-        "lnorm_config": norm,
-        **dict.fromkeys(("attn_lscale_init", "ffn_lscale_init"), (None,)),
-        "postnorm": (False,),
-        **dict.fromkeys(("residual_dropout", "residual_path_dropout", "residual_response_dropout"), (0.0,)),
+        **{"attn_config": attention, "ffn_config": feed_forward, "lnorm_config": norm, "postnorm": False},
+        **_all(None, "attn_lscale_init", "ffn_lscale_init"),
+        **_all(0.0, "residual_dropout", "residual_path_dropout", "residual_response_dropout"),
     }
 
 
-def _multi_head(heads_path: str, **sizes) -> dict:
-    """Attention with biases and as many key-value heads as query heads."""
-    return _attention(bias=True, n_heads=Field(heads_path), n_kv_heads=lambda ours: (None, ours[heads_path]), **sizes)
-
-
+_TEXT, _VISION = "text_config", "vision_config"
+_SWIGLU = {"activation_type": "silu", "gated_activation": True, "bias": False}
+_GELU = {"activation_type": "gelu_pytorch_tanh", "gated_activation": False, "bias": True}
 _VOCABULARY = Field(
-    "text_config.vocab_size",
-    lambda value, ours: value + NUM_ADDITIONAL_TOKENS,
-    lambda value, ours: value - NUM_ADDITIONAL_TOKENS,
+    "text_config.vocab_size", lambda n, _: n + NUM_ADDITIONAL_TOKENS, lambda n, _: n - NUM_ADDITIONAL_TOKENS
 )
+_TEXT_HEADS = {"n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
 _CONFIG = {
+    "model_type": SaveOnly("jvlm"),
+    "architectures": SaveOnly(["JinaVLMForConditionalGeneration"]),
+    "auto_map": _auto_map(
+        AutoConfig="configuration_jvlm.JinaVLMConfig",
+        AutoModelForCausalLM="modeling_jvlm.JinaVLMForConditionalGeneration",
+    ),
+    "tie_word_embeddings": SaveOnly(False),
     "text_config": {
-        "hidden_size": Field("text_config.hidden_size"),
+        **_fields(_TEXT, hidden_size="hidden_size", max_sequence_length="max_position_embeddings"),
+        **_fields(_TEXT, n_layers="num_hidden_layers", num_hidden_layers="num_hidden_layers"),
         "block_config": _block(
-            _attention(
-                bias=False,
-                norm=_RMS_NORM,
-                n_heads=Field("text_config.num_attention_heads"),
-                n_kv_heads=Field("text_config.num_key_value_heads"),
-                head_dim=Field("text_config.head_dim"),
-            ),
-            _feed_forward("text_config.intermediate_size", "text_config.hidden_size", "silu", gated=True, bias=False),
+            _attention(False, _RMS_NORM, **_fields(_TEXT, **_TEXT_HEADS)),
+            _feed_forward("text_config.intermediate_size", "text_config.hidden_size", **_SWIGLU),
             _RMS_NORM,
         ),
-        "n_layers": Field("text_config.num_hidden_layers"),
-        "num_hidden_layers": Field("text_config.num_hidden_layers"),
-        "max_sequence_length": Field("text_config.max_position_embeddings"),
         "max_position_embeddings": lambda ours: (None, ours["text_config.max_position_embeddings"]),
-        "model_type": ("jvlm",),
-        "rope": (True,),
-        "rope_scaling": (None,),
-        "rope_theta": Field(
-            "text_config.rope_parameters",
-            lambda value, ours: {"rope_type": "default", "rope_theta": float(value)},
-            lambda value, ours: value["rope_theta"],
-        ),
-        "partial_rotary_factor": (1.0,),
-        "vocab_size": _VOCABULARY,
-        "embedding_size": _VOCABULARY,
-        "additional_vocab_size": (NUM_ADDITIONAL_TOKENS,),
-        "embedding_dropout": (0.0,),
-        "normalize_input_embeds": (False,),
-        "tie_word_embeddings": Field("tie_word_embeddings", write=lambda value, ours: False, is_required=False),
+        "rope_theta": Field("text_config.rope_parameters.rope_theta", lambda theta, _: float(theta)),
+        **_all(_VOCABULARY, "vocab_size", "embedding_size"),
+        "additional_vocab_size": NUM_ADDITIONAL_TOKENS,
+        **_optional("tie_word_embeddings"),
+        **{"model_type": "jvlm", "rope": True, "rope_scaling": None, "partial_rotary_factor": 1.0},
+        **{"embedding_dropout": 0.0, "normalize_input_embeds": False},
     },
     "vision_config": {
-        "hidden_size": Field("vision_config.hidden_size"),
+        **_fields(_VISION, hidden_size="hidden_size", n_layers="num_hidden_layers", patch_size="patch_size"),
         "block_config": _block(
             _multi_head(
                 "vision_config.num_attention_heads",
-                head_dim=lambda ours: (
-                    ours["vision_config.hidden_size"] // ours["vision_config.num_attention_heads"],
-                ),
+                head_dim=lambda ours: ours["vision_config.hidden_size"] // ours["vision_config.num_attention_heads"],
             ),
-            _feed_forward(
-                "vision_config.intermediate_size",
-                "vision_config.hidden_size",
-                "gelu_pytorch_tanh",
-                gated=False,
-                bias=True,
-            ),
+            _feed_forward("vision_config.intermediate_size", "vision_config.hidden_size", **_GELU),
             _LAYER_NORM,
         ),
-        "n_layers": Field("vision_config.num_hidden_layers"),
         "vit_layers": Field(
-            "vision_feature_layer",
-            _block_indices,
-            lambda value, ours: [block - ours["vision_config.num_hidden_layers"] - 1 for block in value],
+            "vision_feature_layer", _blocks, lambda blocks, ours: [b - _num_outputs(ours) for b in blocks]
         ),
-        "input_size": Field("vision_config.image_size", _side, lambda value, ours: [value, value]),
-        "patch_size": Field("vision_config.patch_size"),
+        "input_size": Field("vision_config.image_size", _side, lambda side, _: [side, side]),
         "n_channels": Field("vision_config.num_channels", is_required=False),
         "output_size": Field("text_config.hidden_size"),
-        "model_type": ("jvlm",),
-        "linear_patch_embedding": (True,),
-        "patch_dropout": (0.0,),
-        "patch_embedding_bias": (True,),
-        "positional_interpolation": ("bicubic",),
+        **{"model_type": "jvlm", "positional_interpolation": "bicubic", "patch_dropout": 0.0},
+        **_all(True, "linear_patch_embedding", "patch_embedding_bias", "use_absolute_positional_embeddings"),
+        **_all(False, "pre_lnorm", "use_cls_token"),
         "post_lnorm": (True, False),  # never applied to the features in use
-        "pre_lnorm": (False,),
-        "use_absolute_positional_embeddings": (True,),
-        "use_cls_token": (False,),
         "vl_connector_config": {
             "attn_pooling_config": _multi_head("connector_num_attention_heads", head_dim=Field("connector_head_dim")),
-            "mlp_projector_config": _feed_forward(
-                "connector_intermediate_size", "text_config.hidden_size", "silu", gated=True, bias=False
-            ),
-            **dict.fromkeys(("pooling_h", "pooling_w", "spatial_merge_size"), Field("pooling_size")),
-            **dict.fromkeys(("feature_dropout", "projector_dropout"), (0.0,)),
-            "padding_embed_type": ("pad_and_partial_pad",),
-            "pooling_type": ("attention_meanq",),
-            "projector_type": ("mlp",),
+            "mlp_projector_config": _feed_forward("connector_intermediate_size", "text_config.hidden_size", **_SWIGLU),
+            **_all(Field("pooling_size"), "pooling_h", "pooling_w", "spatial_merge_size"),
+            **_all(0.0, "feature_dropout", "projector_dropout"),
+            **{"padding_embed_type": "pad_and_partial_pad", "pooling_type": "attention_meanq"},
+            "projector_type": "mlp",
         },
     },
 }
 
-_SHARED = ("antialias", "do_convert_rgb", "do_resize", "max_crops", "max_pixels", "min_pixels")
-_SHARED += ("overlap_margins", "resize_in_float32", "image_processor_type", "processor_class")
+
+def _size(size: Any, ours: dict) -> dict[str, int]:
+    return _all(_side(size, ours), "height", "width")
 
 
-def _side_patches(ours: dict) -> int:
+def _patches_per_side(ours: dict) -> int:
     return ours["size"]["height"] // ours["patch_size"]
 
 
-def _side_cells(ours: dict) -> int:
-    return -(-_side_patches(ours) // ours["pooling_size"])
+def _cells_per_side(ours: dict) -> int:
+    return -(-_patches_per_side(ours) // ours["pooling_size"])
 
 
-# Normalisation is x in [0, 1] to [image_min, image_max] there, (x - mean) / std here.
+# The published code scales [0, 1] to [image_min, image_max] and does not use its `image_mean` and `image_std`.
 _IMAGE_PROCESSOR = {
-    **{name: Field(name, is_required=False) for name in _SHARED},
+    **_optional("antialias", "do_convert_rgb", "do_resize", "max_crops", "max_pixels", "min_pixels"),
+    **_optional("overlap_margins", "resize_in_float32", "image_processor_type", "processor_class"),
     "patch_size": Field("patch_size"),
-    "base_input_size": Field(
-        "size",
-        lambda value, ours: dict.fromkeys(("height", "width"), _side(value, ours)),
-        lambda value, ours: [value["height"], value["width"]],
-    ),
-    **dict.fromkeys(("pooling_h", "pooling_w"), Field("pooling_size")),
-    **dict.fromkeys(("token_length_h", "token_length_w"), lambda ours: (_side_cells(ours),)),
+    "base_input_size": Field("size", _size, lambda size, _: [size["height"], size["width"]]),
+    **_all(Field("pooling_size"), "pooling_h", "pooling_w"),
+    **_all(_cells_per_side, "token_length_h", "token_length_w"),
     "interpolation": Field(
         "resample",
-        lambda value, ours: {"bilinear": 2, "bicubic": 3}[value],
-        lambda value, ours: {2: "bilinear", 3: "bicubic"}[value],
+        lambda name, _: {"bilinear": 2, "bicubic": 3}[name],
+        lambda resample, _: PIL.Image.Resampling(resample).name.lower(),
     ),
-    "image_min": Field("low", write=lambda value, ours: -ours["image_mean"][0] / ours["image_std"][0]),
-    "image_max": Field("high", write=lambda value, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0]),
-    "cropping_method": ("overlap-and-resize",),
-    "normalization_method": ("minmax",),
-    "padding_mask": (False,),
-    "padding_value": (0.0,),
-    "preserve_aspect_ratio": (False,),
-    "random_interpolation": (False,),
-    "use_column_tokens": (True,),
-    "image_mean": Written(lambda ours: [0.48145466, 0.4578275, 0.40821073]),  # CLIP's, which "minmax" does not use
-    "image_std": Written(lambda ours: [0.26862954, 0.26130258, 0.27577711]),
-    "crop_size": Written(lambda ours: ours["size"]["height"]),
-    "size": Written(lambda ours: {"longest_edge": ours["max_pixels"], "shortest_edge": ours["min_pixels"]}),
-    **dict.fromkeys(("image_base_patch_h", "image_base_patch_w"), Written(_side_patches)),
-    "tokens_per_image": Written(lambda ours: _side_cells(ours) ** 2),
+    "image_min": Field("low", save=lambda _, ours: -ours["image_mean"][0] / ours["image_std"][0]),
+    "image_max": Field("high", save=lambda _, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0]),
+    **{"cropping_method": "overlap-and-resize", "normalization_method": "minmax"},
+    **_all(False, "padding_mask", "preserve_aspect_ratio", "random_interpolation"),
+    **{"padding_value": 0.0, "use_column_tokens": True},
+    "image_mean": SaveOnly([0.48145466, 0.4578275, 0.40821073]),
+    "image_std": SaveOnly([0.26862954, 0.26130258, 0.27577711]),
+    "crop_size": SaveOnly(lambda ours: ours["size"]["height"]),
+    "size": SaveOnly(lambda ours: {"longest_edge": ours["max_pixels"], "shortest_edge": ours["min_pixels"]}),
+    **_all(SaveOnly(_patches_per_side), "image_base_patch_h", "image_base_patch_w"),
+    "tokens_per_image": SaveOnly(lambda ours: _cells_per_side(ours) ** 2),
+    "auto_map": _auto_map(
+        AutoImageProcessor="image_processing_jvlm.JinaVLMImageProcessor",
+        AutoProcessor="processing_jvlm.JinaVLMProcessor",
+    ),
+}
+
+_PROCESSOR = {
+    "always_start_with_space": True,
+    "auto_map": _auto_map(AutoProcessor="processing_jvlm.JinaVLMProcessor"),
+    "processor_class": SaveOnly("JinaVLMProcessor"),
 }
 
 
@@ -262,10 +243,24 @@ def is_published_config(text_config: Any) -> bool:
     return isinstance(text_config, dict) and "block_config" in text_config
 
 
+def by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Path and value of all nested settings, except those without effect."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if name not in WITHOUT_EFFECT:
+                yield from by_path(part, f"{path}.{name}".removeprefix("."))
+    else:
+        yield path, value
+
+
 def _refuse(path: str, value: Any, reason: str) -> ValueError:
-    return ValueError(
-        f"`{path}` is {value!r} in this checkpoint of the published format: {reason}. It needs other model code."
-    )
+    return ValueError(f"`{path}` is {value!r} in this published checkpoint: {reason}. It needs other model code.")
+
+
+def _values(entry: Any, ours: dict) -> tuple:
+    """The values that an entry of a table allows."""
+    values = entry(ours) if callable(entry) else entry
+    return values if isinstance(values, tuple) else (values,)
 
 
 def _entries(table: dict, settings: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -280,54 +275,47 @@ def _entries(table: dict, settings: Any, path: str) -> Iterator[tuple[str, Any, 
             yield entry_path, settings.get(name), entry
 
 
-def _read(table: dict, settings: dict, path: str) -> dict[str, Any]:
+def _read(table: dict, settings: dict, path: str = "") -> dict[str, Any]:
     """Our settings by path."""
     ours: dict[str, Any] = {}
     sources: dict[str, str] = {}
     entries = list(_entries(table, settings, path))
-    for entry_path, value, entry in entries:
-        if isinstance(entry, Field) and value is not None:
+    fields = [each for each in entries if isinstance(each[2], Field)]
+    for path, value, field in fields:
+        if value is not None:
             try:
-                translated = entry.read(value, ours)
+                translated = field.read(value, ours)
             except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-                raise _refuse(entry_path, value, f"JinaVLM cannot read it ({error})") from error
-            if ours.setdefault(entry.path, translated) != translated:
-                other = sources[entry.path]
-                raise _refuse(entry_path, value, f"it must agree with `{other}`, which makes it {ours[entry.path]!r}")
-            sources.setdefault(entry.path, entry_path)
-    for entry_path, value, entry in entries:
-        if isinstance(entry, Field) and entry.is_required and entry.path not in ours:
-            raise ValueError(f"`{entry_path}` is missing in this checkpoint of the published format.")
-        if not isinstance(entry, (Field, Written)):
-            allowed = entry if isinstance(entry, tuple) else entry(ours)
-            if value not in allowed:
-                raise _refuse(entry_path, value, f"JinaVLM implements only {' or '.join(map(repr, allowed))}")
+                raise _refuse(path, value, f"JinaVLM cannot read it ({error})") from error
+            source = sources.setdefault(field.path, f"`{path}`, which is {value!r}")
+            if ours.setdefault(field.path, translated) != translated:
+                raise _refuse(path, value, f"it must agree with {source}")
+    for path, _, field in fields:
+        if field.is_required and field.path not in ours:
+            raise ValueError(f"`{path}` is missing in this published checkpoint.")
+    for path, value, entry in entries:
+        if not isinstance(entry, (Field, SaveOnly)) and value not in (allowed := _values(entry, ours)):
+            raise _refuse(path, value, f"JinaVLM implements only {' or '.join(map(repr, allowed))}")
     return ours
 
 
-def _write(table: dict, ours: dict[str, Any]) -> dict[str, Any]:
+def _save(table: dict, ours: dict[str, Any]) -> dict[str, Any]:
     settings = {}
     for name, entry in table.items():
         if isinstance(entry, dict):
-            settings[name] = _write(entry, ours)
-        elif isinstance(entry, Written):
-            settings[name] = entry.value(ours)
+            settings[name] = _save(entry, ours)
         elif not isinstance(entry, Field):
-            settings[name] = (entry if isinstance(entry, tuple) else entry(ours))[0]
-        elif entry.path in ours:
-            settings[name] = entry.write(ours[entry.path], ours)
+            settings[name] = _values(entry.value if isinstance(entry, SaveOnly) else entry, ours)[0]
+        elif entry.is_required or entry.path in ours:
+            settings[name] = entry.save(ours.get(entry.path), ours)
     return settings
 
 
-def _refuse_differences(ours: dict, back: dict, path: str) -> None:
-    for name in sorted((ours.keys() | back.keys()) - WITHOUT_EFFECT):
-        value, other = ours.get(name), back.get(name)
-        if isinstance(value, dict) and isinstance(other, dict):
-            _refuse_differences(value, other, f"{path}.{name}")
-        elif value != other:
-            raise ValueError(
-                f"`{path}.{name}` is {value!r}, but a checkpoint in the published format can only have {other!r}."
-            )
+def _check_round_trip(ours: dict, back: dict, path: str) -> None:
+    before, after = dict(by_path(ours, path)), dict(by_path(back, path))
+    for name in sorted(before.keys() | after.keys()):
+        if (value := before.get(name)) != (saved := after.get(name)):
+            raise ValueError(f"`{name}` is {value!r}, but the published format can only store {saved!r}.")
 
 
 def read_config(published: dict[str, Any]) -> dict[str, Any]:
@@ -337,24 +325,24 @@ def read_config(published: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if a setting is missing or has a value that the model does not implement; the message names it.
     """
-    ours = _read(_CONFIG, published, "")
-    fields: dict[str, Any] = {"layout": "stitched", "use_last_tile_embedding": True, "tie_word_embeddings": False}
-    fields |= {"vision_config": {"vision_use_head": False}, "text_config": {}}
-    for path, value in ours.items():
-        *parts, name = path.split(".")
-        (fields[parts[0]] if parts else fields)[name] = value
-    text, vocab_size = published["text_config"], published["text_config"]["vocab_size"]
-    fields |= {name: vocab_size + index for index, name in enumerate(IMAGE_TOKEN_IDS)}
-    fields["text_config"]["tie_word_embeddings"] = fields["tie_word_embeddings"]
+    ours = {"layout": "stitched", "use_last_tile_embedding": True, "tie_word_embeddings": False}
+    ours |= {"text_config.rope_parameters.rope_type": "default", **_read(_CONFIG, published)}
+    text, vocab_size = published["text_config"], ours["text_config.vocab_size"] - NUM_ADDITIONAL_TOKENS
+    ours |= {name: vocab_size + index for index, name in enumerate(IMAGE_TOKEN_IDS)}
+    ours["text_config.tie_word_embeddings"] = ours["tie_word_embeddings"]
     end_of_text = 151643 if vocab_size > 151645 else None  # the release's files may leave it to their code
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        fields["text_config"][name] = published.get(name) or text.get(name) or end_of_text
-    if fields["text_config"]["eos_token_id"] == 151643:
-        fields["text_config"]["eos_token_id"] = [151643, 151645]
+    for name in TEXT_TOKEN_IDS:
+        ours[f"text_config.{name}"] = published.get(name) or text.get(name) or end_of_text
+    if ours["text_config.eos_token_id"] == 151643:
+        ours["text_config.eos_token_id"] = [151643, 151645]
+    fields: dict[str, Any] = {}
+    for path, value in ours.items():
+        *parents, name = path.split(".")
+        reduce(lambda part, parent: part.setdefault(parent, {}), parents, fields)[name] = value
     return fields
 
 
-def write_config(config: "PreTrainedConfig") -> dict[str, Any]:
+def write_config(config: PreTrainedConfig) -> dict[str, Any]:
     """
     Translates a [`JinaVLMConfig`] to the published `config.json`.
 
@@ -362,20 +350,12 @@ def write_config(config: "PreTrainedConfig") -> dict[str, Any]:
         ValueError: if a field has a value that the published schema cannot express; the message names it.
     """
     ours = config.to_dict()
-    sub_configs = {name: ours[name] for name in config.sub_configs}
-    ours |= {f"{name}.{field}": value for name, fields in sub_configs.items() for field, value in fields.items()}
-    published = _write(_CONFIG, ours)
-    eos = config.text_config.eos_token_id
-    token_ids = {"eos_token_id": eos[0] if isinstance(eos, list) else eos}
-    token_ids |= {name: getattr(config.text_config, name) for name in ("bos_token_id", "pad_token_id")}
-    published |= {name: token_id for name, token_id in token_ids.items() if token_id is not None}
-    published |= {"model_type": "jvlm", "tie_word_embeddings": False}
-    published["architectures"] = ["JinaVLMForConditionalGeneration"]
-    published["auto_map"] = {
-        "AutoConfig": f"{CODE_REPOSITORY}--configuration_jvlm.JinaVLMConfig",
-        "AutoModelForCausalLM": f"{CODE_REPOSITORY}--modeling_jvlm.JinaVLMForConditionalGeneration",
-    }
-    _refuse_differences(config.to_dict(), type(config).from_dict(published).to_dict(), "config")
+    published = _save(_CONFIG, {**dict(by_path(ours)), "tie_word_embeddings": False})
+    for name in TEXT_TOKEN_IDS:
+        token_id = ours["text_config"][name]
+        if token_id is not None:
+            published[name] = token_id[0] if isinstance(token_id, list) else token_id
+    _check_round_trip(ours, type(config).from_dict(published).to_dict(), "config")
     return published
 
 
@@ -394,7 +374,7 @@ def read_image_processor(settings: dict[str, Any]) -> dict[str, Any]:
     return {"layout": "stitched", "image_mean": [low / (low - high)] * 3, "image_std": [1 / (high - low)] * 3, **ours}
 
 
-def write_image_processor(image_processor: "BaseImageProcessor", config: "PreTrainedConfig") -> dict[str, Any]:
+def write_image_processor(image_processor: BaseImageProcessor, config: PreTrainedConfig) -> dict[str, Any]:
     """
     Translates a [`JinaVLMImageProcessor`] to the published `preprocessor_config.json`.
 
@@ -402,15 +382,11 @@ def write_image_processor(image_processor: "BaseImageProcessor", config: "PreTra
         ValueError: if a setting has a value that the published schema cannot express; the message names it.
     """
     ours = image_processor.to_dict()
-    published = _write(_IMAGE_PROCESSOR, {**ours, "low": None, "high": None, "processor_class": "JinaVLMProcessor"})
+    published = _save(_IMAGE_PROCESSOR, {**ours, "processor_class": "JinaVLMProcessor"})
     token_ids = ("start_token_id", "end_token_id", "patch_token_id", "column_token_id")
     published |= {name: getattr(config, ours) for name, ours in zip(token_ids, IMAGE_TOKEN_IDS, strict=True)}
-    published["auto_map"] = {
-        "AutoImageProcessor": f"{CODE_REPOSITORY}--image_processing_jvlm.JinaVLMImageProcessor",
-        "AutoProcessor": f"{CODE_REPOSITORY}--processing_jvlm.JinaVLMProcessor",
-    }
     back = type(image_processor)(**read_image_processor(published))
-    _refuse_differences(ours, back.to_dict(), "image_processor")
+    _check_round_trip(ours, back.to_dict(), "image_processor")
     return published
 
 
@@ -424,38 +400,18 @@ def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
     """
     if "always_start_with_space" not in settings:
         return settings
-    value = settings["always_start_with_space"]
-    if value is not True:
-        raise _refuse("processor_config.always_start_with_space", value, "JinaVLM implements only True")
+    _read(_PROCESSOR, settings, "processor_config")
     rest = {name: value for name, value in settings.items() if name not in ("always_start_with_space", "auto_map")}
     return {"add_bos_token": True, **rest}  # the published code always prepends a BOS token
 
 
-def write_processor(processor: "ProcessorMixin") -> dict[str, Any]:
+def write_processor(processor: ProcessorMixin) -> dict[str, Any]:
     """
     Translates a [`JinaVLMProcessor`] to the published `processor_config.json`.
 
     Raises:
-        ValueError: if `add_bos_token` is false: the published code always starts with the BOS token.
+        ValueError: if `add_bos_token` is false, because the published code always adds the BOS token.
     """
     if not processor.add_bos_token:
-        raise ValueError(
-            "`processor.add_bos_token` is False, but the published code always starts with the BOS token; set it "
-            "if the model was trained so."
-        )
-    return {
-        "always_start_with_space": True,
-        "auto_map": {"AutoProcessor": f"{CODE_REPOSITORY}--processing_jvlm.JinaVLMProcessor"},
-        "processor_class": "JinaVLMProcessor",
-    }
-
-
-__all__ = [
-    "is_published_config",
-    "read_config",
-    "read_image_processor",
-    "read_processor",
-    "write_config",
-    "write_image_processor",
-    "write_processor",
-]
+        raise ValueError("`processor.add_bos_token` is False, but the published code always adds the BOS token.")
+    return _save(_PROCESSOR, {})
