@@ -25,11 +25,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
-    CausalLMOutputWithPast,
-)
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
 from transformers.processing_utils import Unpack
@@ -213,9 +209,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         model._set_generation_defaults()
         # The base model leaves the output head of a whole checkpoint aside.
         unknown = {name for name in info["unexpected_keys"] if model.can_generate() or not name.startswith("lm_head.")}
-        misshapen = {
-            f"{name} {list(found)} instead of {list(wanted)}" for name, found, wanted in info["mismatched_keys"]
-        }
+        misshapen = {f"{name} {[*found]} instead of {[*size]}" for name, found, size in info["mismatched_keys"]}
         problems = {"lacks weights": info["missing_keys"], "holds unknown weights": unknown}
         for problem, names in {**problems, "holds weights of another shape": misshapen}.items():
             if is_strict and names:
@@ -259,11 +253,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         maybe_install_capturing_hooks(self.vision_tower)
         self.connector = JinaVLMConnector(config)
         self.language_model = AutoModel.from_config(config.text_config)
-        unused = range(config.num_vision_blocks, config.vision_config.num_hidden_layers)
-        self._keys_to_ignore_on_load_unexpected = [
-            r"vision_tower\.(post_layernorm|head)\.|vision_model\.post_lnorm\.",
-            *(rf"vision_tower\.encoder\.layers\.{block}\." for block in unused),
-        ]
+        unused_blocks = range(config.num_vision_blocks, config.vision_config.num_hidden_layers)
+        unused = ["(post_layernorm|head)", *(rf"encoder\.layers\.{block}" for block in unused_blocks)]
+        self._keys_to_ignore_on_load_unexpected = [rf"vision_tower\.{name}\." for name in unused]
+        self._keys_to_ignore_on_load_unexpected.append(r"vision_model\.post_lnorm\.")
         self.post_init()
 
     @can_return_tuple
@@ -295,32 +288,30 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
         image_features = outputs.pooler_output + self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
-        if image_plan.num_tokens is not None:
-            image_features = image_features.split(image_plan.num_tokens)
-        outputs.pooler_output = image_features
+        num_tokens = image_plan.num_tokens
+        outputs.pooler_output = image_features if num_tokens is None else image_features.split(num_tokens)
         return outputs
 
-    def _check_positions(self, pixel_values: torch.Tensor, image_token_positions: torch.Tensor | None) -> torch.Tensor:
+    def _check_positions(self, pixel_values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """`image_token_positions`, if there is a row for every tile and a column for every pooled cell."""
-        if image_token_positions is None:
+        if positions is None:
             raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
         rows, cols = self.config.pooled_shape
-        if image_token_positions.shape != (len(pixel_values), rows * cols):
+        if positions.shape != (len(pixel_values), rows * cols):
             raise ValueError(
-                f"`image_token_positions` has the shape {tuple(image_token_positions.shape)}, but there are "
+                f"`image_token_positions` has the shape {tuple(positions.shape)}, but there are "
                 f"{len(pixel_values)} tiles in `pixel_values`, and `config.pooled_grid` is {rows} × {cols} = "
                 f'{rows * cols} pooled cells (layout "{self.config.layout}"). Pass both as the processor returned '
                 "them, and load model and processor from the same checkpoint."
             )
-        return image_token_positions
+        return positions
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
         """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
         pixel_values = pixel_values[plan.tile_indices.to(pixel_values.device)]
         # Only the hidden states of the blocks in use are kept, or on request all of them, the embeddings first.
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
-        first_block = 1 if keep_all else _FIRST_BLOCK
-        layers = [block + first_block for block in self.config.vision_feature_layer]
+        layers = [block + (1 if keep_all else _FIRST_BLOCK) for block in self.config.vision_feature_layer]
         tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([tower_outputs.hidden_states[layer] for layer in layers], dim=-1)
         outputs = BaseModelOutputWithPooling(
@@ -363,14 +354,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 f'set `image_processor.layout = "{self.config.layout}"`.'
             )
 
-    def _plan_prompt(
-        self, image_token_positions: torch.Tensor, input_ids: torch.Tensor | None, image_mask: torch.Tensor
-    ) -> ImagePlan:
+    def _plan_prompt(self, positions: torch.Tensor, input_ids: torch.Tensor | None, mask: torch.Tensor) -> ImagePlan:
         """The plan of the images of a prompt, checked against it with one device-to-host copy for both."""
-        counts = self._count_tokens(input_ids, image_mask).to(image_token_positions.device)
-        host = torch.cat([image_token_positions.flatten(), counts]).cpu()
-        positions, counts = host.split([image_token_positions.numel(), len(counts)])
-        plan = plan_images(positions.view(image_token_positions.shape))
+        counts = self._count_tokens(input_ids, mask).to(positions.device)
+        host = torch.cat([positions.flatten(), counts]).cpu()
+        host_positions, counts = host.split([positions.numel(), len(counts)])
+        plan = plan_images(host_positions.view(positions.shape))
         self._check_prompt(plan.num_tokens or (), *counts.tolist())
         return plan
 
@@ -583,9 +572,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
 
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
-            )
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
         # Transformers 5.24 renames the field of the cache, so all fields but the first are passed on as they are.
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return JinaVLMCausalLMOutputWithPast(loss=loss, logits=logits, **rest)
