@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Which file of a checkpoint is damaged: the libraries that read them often do not say."""
+"""Finding the damaged file of a checkpoint. The errors of the libraries that read the files often do not name it."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 
-# Folders of PEFT have the second one, which tells where the model is.
+# PEFT saves the second one, which names the base model.
 CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -26,7 +26,7 @@ def check_files(folder: str | Path, pattern: str = "*") -> None:
     Reads the JSON files and chat templates of a folder and the headers of its safetensors files.
 
     Args:
-        folder (`str` or `Path`): anything but a local folder, such as an empty string, has no files here.
+        folder (`str` or `Path`): nothing is checked if it is not a local folder.
         pattern (`str`, *optional*): which files to read.
 
     Raises:
@@ -43,18 +43,18 @@ def check_files(folder: str | Path, pattern: str = "*") -> None:
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
-        except Exception as error:  # tokenizers knows no other class
-            raise ValueError(f"{file} is damaged or truncated ({error}); get it again.") from error
+        except Exception as error:  # tokenizers raises no other class
+            raise ValueError(f"{file} is damaged or truncated ({error}). Download or save it again.") from error
 
 
 def check_folder(folder: str | Path, needs_config: bool) -> None:
     """
-    Checks of a folder what Transformers would pass over without a word; anything but a local folder is left alone.
+    Checks a folder for errors that Transformers ignores. Nothing is checked if it is not a local folder.
 
     Raises:
-        FileNotFoundError: if it has no configuration, in place of which a model of default size would be built.
-        ValueError: if `generation_config.json` is damaged, which would be left out, or if the index of the weights
-            names other files than safetensors, which would be opened as pickles.
+        FileNotFoundError: if it has no configuration. Transformers would build a model of default size.
+        ValueError: if `generation_config.json` is damaged, which Transformers would ignore, or if the index of the
+            weights names a file that is not a safetensors file, which Transformers would open as a pickle.
     """
     if not folder or not Path(folder).is_dir():
         return
@@ -66,12 +66,12 @@ def check_folder(folder: str | Path, needs_config: bool) -> None:
     if index.is_file():
         for name, file in json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).items():
             if not str(file).endswith(".safetensors"):
-                raise ValueError(f"{index} places {name} in {file!r}, which is no safetensors file; get it again.")
+                raise ValueError(f"{index} assigns {name} to {file!r}, which is not a safetensors file.")
 
 
 @contextmanager
 def name_damaged_file(folder: str | Path) -> Iterator[None]:
-    """What fails in this context because a file of the folder is damaged fails with a `ValueError` that names it."""
+    """If the block raises an error and a file of the folder is damaged, raises a `ValueError` that names the file."""
     try:
         yield
     except Exception as error:

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints on disk: where they are, whether they are complete, and output that is either complete or absent."""
+"""Checkpoints on disk: finding, checking and loading them, and output folders that are either complete or absent."""
 
 import argparse
 import errno
@@ -29,18 +29,18 @@ from ..published_format.published_schema import is_published_config
 
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_SHARD_SIZE = "5GB"
-# How the chat template of a folder with code begins if the processor adds a BOS token.
+# Start of the chat template in a folder that `export_to_hub` saved, if the processor adds a BOS token.
 BOS_IN_TEMPLATE = "{{- bos_token or eos_token -}}"
-# What a checkpoint consists of; weights in other formats are not worth downloading.
+# The files to download. Weights in other formats are not used.
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.py", "README.md"]
 
 
 def local_folder(checkpoint: str | Path) -> Path:
     """
-    The folder of a checkpoint; one on the Hub is downloaded to huggingface_hub's cache, or found there.
+    The folder of a checkpoint. A repository on the Hub is downloaded to the cache of huggingface_hub.
 
     Raises:
-        OSError: if it is neither a folder nor a repository that can be had.
+        OSError: if it is neither a folder nor a repository that can be downloaded.
         ValueError: if one of its JSON or safetensors files is damaged.
     """
     folder = Path(checkpoint)
@@ -64,19 +64,19 @@ def read_config_file(folder: Path) -> dict:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a checkpoint is in the published layout."""
+    """Whether a checkpoint is in the published format."""
     return is_published_config(read_config_file(folder).get("text_config"))
 
 
-def weight_files(folder: Path) -> dict[Path, list[str] | None]:
-    """The safetensors files of a checkpoint, with the names of the tensors that the index says are in each."""
+def weight_files(folder: Path) -> dict[Path, list[str]]:
+    """The safetensors files of a checkpoint, each with the weights that the index assigns to it."""
+    files: dict[Path, list[str]] = {}
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        files = {}
         for name, filename in index["weight_map"].items():
             files.setdefault(folder / filename, []).append(name)
     else:
-        files = {folder / SAFE_WEIGHTS_NAME: None}
+        files[folder / SAFE_WEIGHTS_NAME] = []
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(
@@ -88,24 +88,25 @@ def weight_files(folder: Path) -> dict[Path, list[str] | None]:
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
-    Names and shapes of a checkpoint's weights, from the headers of its files alone.
+    Names and shapes of a checkpoint's weights, read from the headers of its files.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if a file is damaged or does not hold what the index says.
+        ValueError: if a file is damaged or lacks weights that the index assigns to it.
     """
     shapes = {}
     for file, names in weight_files(folder).items():
         with name_damaged_file(file.parent), safe_open(file, framework="pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-        if names is not None and (absent := set(names) - set(found)):
-            raise ValueError(f"{file} lacks weights that the index places in it: {listed(absent)}.")
+        if absent := set(names) - set(found):
+            index = folder / SAFE_WEIGHTS_INDEX_NAME
+            raise ValueError(f"{file} lacks weights that {index} assigns to it: {listed(absent)}.")
         shapes.update(found)
     return shapes
 
 
 def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
-    """Tensors of a checkpoint by name, as views of the files."""
+    """Tensors of a checkpoint by name, memory-mapped from its files."""
     wanted, tensors = set(names), {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
@@ -114,14 +115,14 @@ def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
 
 
 def empty_model(config: JinaVLMConfig) -> JinaVLMForConditionalGeneration:
-    """A model of shapes without values."""
+    """A model on the meta device: its weights have shapes, but no values."""
     with torch.device("meta"):
         return JinaVLMForConditionalGeneration(config)
 
 
 def to_published_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The weights of a model under their published names, without those that the published model does not use."""
-    # Reverts all conversions, not only those that were used when the model was loaded.
+    """The weights of a model in the published format, without the attention biases of the language model."""
+    # `revert_weight_conversion` then reverts all conversions, not only those that loading used.
     model._weight_conversions = None
     weights = revert_weight_conversion(model, model.state_dict())
     weights["lm_head.weight"] = weights["lm_head.weight"][: model.config.image_start_token_id]
@@ -130,12 +131,12 @@ def to_published_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def unused_published_shapes(config: JinaVLMConfig, used: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what the published layout has and no feature comes from: late blocks and the last norm."""
+    """Names and shapes of the published weights that no feature depends on: late vision blocks and the last norm."""
     vision = config.vision_config
     first_block = "model.vision_model.layers.0."
     shapes = {
         name.replace(first_block, f"model.vision_model.layers.{block}."): shape
-        for block in range(max(config.vision_feature_layer) + 1, vision.num_hidden_layers)
+        for block in range(config.num_vision_blocks, vision.num_hidden_layers)
         for name, shape in used.items()
         if name.startswith(first_block)
     }
@@ -144,7 +145,7 @@ def unused_published_shapes(config: JinaVLMConfig, used: dict[str, tuple[int, ..
 
 
 def published_bias_shapes(config: JinaVLMConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the language model's attention biases, which a published file may hold if they are zero."""
+    """Names and shapes of the language model's attention biases. Published files may contain them if they are zero."""
     text = config.text_config
     heads = {"q_b": text.num_attention_heads, "k_b": text.num_key_value_heads, "v_b": text.num_key_value_heads}
     return {
@@ -159,8 +160,8 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
     Checks a checkpoint's weights against its configuration before any of them is loaded.
 
     Raises:
-        ValueError: if weights are missing, surplus, of another shape, or biases that Qwen3 does not have are not
-            zero; the message names them.
+        ValueError: if weights are missing, unknown or of another shape, or if biases that Qwen3 does not have are
+            not zero; the message names them.
     """
     found = read_shapes(folder)
     model = empty_model(config)
@@ -177,12 +178,12 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
     if missing := needed.keys() - found.keys():
         raise ValueError(f"{folder} lacks weights: {listed(missing)}. Check that the download is complete.")
     allowed = needed | optional
-    if surplus := found.keys() - allowed.keys():
-        raise ValueError(f"{folder} holds weights that JinaVLM has no place for: {listed(surplus)}.")
+    if unknown := found.keys() - allowed.keys():
+        raise ValueError(f"{folder} holds unknown weights: {listed(unknown)}.")
     for name, shape in found.items():
         if shape != allowed[name]:
             raise ValueError(
-                f"{name} in {folder} has the shape {list(shape)}, but its config.json makes it {list(allowed[name])}."
+                f"{name} in {folder} has the shape {list(shape)}, but its config.json requires {list(allowed[name])}."
             )
     for name, tensor in read_tensors(folder, list(biases)).items():
         if tensor.any():
@@ -193,7 +194,7 @@ def check_weights(folder: Path, config: JinaVLMConfig) -> None:
 
 
 def common_dtype(*folders: Path) -> str:
-    """The smallest dtype that holds all the folders' weights, whatever their configurations say."""
+    """The smallest dtype that represents the weights of all folders, regardless of `dtype` in their config.json."""
     dtypes = [
         tensor.dtype for folder in folders for tensor in read_tensors(folder, list(read_shapes(folder))).values()
     ]
@@ -201,17 +202,17 @@ def common_dtype(*folders: Path) -> str:
 
 
 def load_config(folder: Path) -> JinaVLMConfig:
-    """The configuration of a JinaVLM checkpoint, without references to code beside it."""
+    """The configuration of a JinaVLM checkpoint, without `auto_map`."""
     model_type = read_config_file(folder).get("model_type")
     if model_type != JinaVLMConfig.model_type:
         raise ValueError(f"{folder} is a {model_type!r} checkpoint, not one of JinaVLM.")
     config = JinaVLMConfig.from_pretrained(folder)
-    _forget_code(config)
+    _remove_auto_map(config)
     return config
 
 
 def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalGeneration:
-    """Loads a checkpoint of any layout, checked, in its weights' dtype or another; values stay in the files."""
+    """Checks and loads a checkpoint in either format. `dtype` defaults to the dtype of its weights."""
     config = load_config(folder)
     check_weights(folder, config)
     return JinaVLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype or common_dtype(folder))
@@ -219,15 +220,15 @@ def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalG
 
 def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
     """
-    Loads a checkpoint's processor, without references to code beside it, nor a BOS token in the chat template, which
-    the processor adds by itself.
+    Loads a checkpoint's processor, without `auto_map` and without the BOS token in the chat template of exported
+    folders.
 
     Raises:
-        ValueError: if its tokenizer's special tokens have other ids than the configuration says.
+        ValueError: if its tokenizer's special tokens have other ids than in the configuration.
     """
     processor = JinaVLMProcessor.from_pretrained(folder)
     for part in (processor, processor.image_processor):
-        _forget_code(part)
+        _remove_auto_map(part)
     processor.chat_template = processor.chat_template.removeprefix(BOS_IN_TEMPLATE)
     processor.tokenizer.init_kwargs.pop("auto_map", None)
     check_special_tokens(processor.tokenizer, config.text_config, folder)
@@ -248,7 +249,7 @@ def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, folder: Path) -> None:
-    """Raises `ValueError` if an id that a text configuration gives to a special token is none in the tokenizer."""
+    """Raises `ValueError` if a special token id of a text configuration is not special in the tokenizer."""
     added = tokenizer.added_tokens_decoder
     special = {*tokenizer.all_special_ids, *(token_id for token_id, token in added.items() if token.special)}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -256,9 +257,10 @@ def check_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedC
         for token_id in token_ids if isinstance(token_ids, list) else [token_ids]:
             if token_id is not None and token_id not in special:
                 raise ValueError(
-                    f"`{name}` is {token_id} in the config.json of {folder}, which is no special token but "
-                    f"{tokenizer.convert_ids_to_tokens(token_id)!r} in its tokenizer, where {tokenizer.eos_token} has "
-                    f"the id {tokenizer.eos_token_id}. Tokenizer and model must come from the same checkpoint."
+                    f"`{name}` is {token_id} in the config.json of {folder}. In its tokenizer this is "
+                    f"{tokenizer.convert_ids_to_tokens(token_id)!r}, which is not a special token, and "
+                    f"{tokenizer.eos_token} has the id {tokenizer.eos_token_id}. Tokenizer and model must come "
+                    "from the same checkpoint."
                 )
 
 
@@ -266,8 +268,8 @@ def generation_config(
     config: JinaVLMConfig, tokenizer: PreTrainedTokenizerBase, folder: Path | None = None
 ) -> GenerationConfig:
     """
-    What `generate` needs to know: where to stop, and that image tokens are read, never written. Other settings are
-    those of `folder`, where it has a `generation_config.json`.
+    The generation configuration: it sets the end tokens and suppresses the image tokens. Other settings are those of
+    `generation_config.json` in `folder`, if there is one.
     """
     given = folder is not None and (folder / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
@@ -286,16 +288,15 @@ def generation_config(
 @contextmanager
 def new_folder(output: str | Path, num_bytes: int = 0) -> Iterator[Path]:
     """
-    A folder to write to. It lies beside `output` and becomes it when the block ends; if the block raises, nothing
-    stays behind.
+    A temporary folder that is renamed to `output` when the block ends. If the block raises, the folder is deleted.
 
     Args:
         output (`str` or `Path`): must not exist.
-        num_bytes (`int`, *optional*): how much will be written at least.
+        num_bytes (`int`, *optional*): a lower bound of the space that the output needs.
 
     Raises:
         FileExistsError: if `output` exists.
-        OSError: if the disk is full, or too full for `num_bytes`.
+        OSError: if the disk has less than `num_bytes` of free space, or gets full.
     """
     output = Path(output)
     if output.exists():
@@ -317,15 +318,21 @@ def new_folder(output: str | Path, num_bytes: int = 0) -> Iterator[Path]:
         try:
             yield folder
         except (OSError, SafetensorError) as error:
-            # safetensors tells only in words what went wrong.
+            # The errors of safetensors have no `errno`; the code is in the message.
             if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
                 raise disk_full() from error
             raise
         folder.rename(output)
 
 
+def argument_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for the arguments of a program. Its help shows the description as it is."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=name, description=description, formatter_class=formatter)
+
+
 def run(parser: argparse.ArgumentParser, function: Callable, argv: list[str] | None, status: int = 1):
-    """Calls a function with a program's arguments; what is wrong with them is said in one line, without traceback."""
+    """Calls a function with a program's arguments. Expected errors are printed in one line, without a traceback."""
     args = parser.parse_args(argv)
     try:
         return function(**vars(args))
@@ -333,7 +340,7 @@ def run(parser: argparse.ArgumentParser, function: Callable, argv: list[str] | N
         parser.exit(status, f"{parser.prog}: error: {error}\n")
 
 
-def _forget_code(part) -> None:
-    # The classes are ours: a reference to code files beside the source would dangle in the copy.
+def _remove_auto_map(part) -> None:
+    # It refers to code files that are not copied.
     if hasattr(part, "auto_map"):
         del part.auto_map

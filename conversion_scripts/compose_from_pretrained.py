@@ -1,17 +1,17 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Composes a JinaVLM to train from a SigLIP or SigLIP2 checkpoint and a Qwen3 checkpoint.
+Composes a JinaVLM for training from a SigLIP or SigLIP2 checkpoint and a Qwen3 checkpoint.
 
-Encoder and decoder keep their weights. The connector is new: its matrices start LeCun-normal, with a variance of about
-one over a layer's input width, so that features keep their size; its biases and the last tile's embedding from zero.
-The vocabulary grows to the next multiple of 128 by the image tokens, whose rows, input and output alike, start at the
-mean of the old ones plus noise of 2 % of their standard deviation.
+Encoder and decoder keep their weights. The connector is new. Its matrices are initialized from LeCun's normal
+distribution, whose variance is the inverse of the input width, so that features keep their scale. Its biases and the
+embedding of the last tile are zero. The vocabulary is extended by the image tokens and padded to a multiple of 128.
+The new rows of the input and output embeddings are the mean of the old rows plus noise of 2 % of their standard
+deviation.
 
     python -m jvlm.conversion_scripts.compose_from_pretrained \\
         --vision google/siglip2-so400m-patch14-384 --decoder Qwen/Qwen3-1.7B-Base --output my-jina-vlm
 """
 
-import argparse
 import copy
 import sys
 from pathlib import Path
@@ -37,10 +37,12 @@ from ..processing.prompt_format import IMAGE_TOKENS, add_image_tokens
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
+    argument_parser,
     check_special_tokens,
     common_dtype,
     empty_model,
     generation_config,
+    listed,
     local_folder,
     new_folder,
     read_shapes,
@@ -52,12 +54,12 @@ from .model_card import write_model_card
 logger = logging.get_logger(__name__)
 
 VOCABULARY_MULTIPLE = 128
-# The figure's: third- and ninth-to-last block.
+# As in the figure of the paper: third- and ninth-to-last block.
 FEATURE_LAYERS = [-3, -9]
 
 
 class _Encoder(SiglipVisionModel):
-    """SigLIP's vision tower, without a report on what else a checkpoint holds."""
+    """SigLIP's vision tower. Loading ignores all other weights of a checkpoint."""
 
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^logit_", r"^(vision_model\.)?(head|encoder\.layers)\."]
 
@@ -74,29 +76,29 @@ def compose_from_pretrained(
     seed: int = 0,
 ) -> Path:
     """
-    Composes a checkpoint with new connector from a vision encoder and a language model.
+    Composes a checkpoint with a new connector from a vision encoder and a language model.
 
     Args:
-        vision (`str` or `Path`): folder or Hub id of a SigLIP or SigLIP2 checkpoint in Transformers' layout.
+        vision (`str` or `Path`): folder or Hub id of a SigLIP or SigLIP2 checkpoint in Transformers' format.
         decoder (`str` or `Path`): folder or Hub id of a Qwen3 checkpoint, with its tokenizer.
         output (`str` or `Path`): folder to create.
         layout (`str`, *optional*): `"independent"` or `"stitched"`, see [`JinaVLMConfig`].
-        dtype (`str`, *optional*): dtype of the weights. By default the sources' own; where they differ, the one
-            that holds the values of both.
+        dtype (`str`, *optional*): dtype of the weights. By default that of the sources, or, if they differ, one
+            that represents the values of both.
         tile_size (`int`, *optional*): side of a tile in pixels; by default the encoder's, in whole patches. The
-            encoder's position embeddings are interpolated to another one.
+            encoder's position embeddings are interpolated to any other size.
         vision_feature_layer (`list[int]`, *optional*): blocks that feed the connector, by default the third- and the
             ninth-to-last.
-        tie_word_embeddings (`bool`, *optional*): whether to keep the input and output embeddings of a decoder that
-            ties them one table. By default the output head gets a table of its own.
-        seed (`int`, *optional*): seed of what is new.
+        tie_word_embeddings (`bool`, *optional*): whether to keep the input and output embeddings tied, for a decoder
+            that ties them. By default the output head gets a copy.
+        seed (`int`, *optional*): seed of the new weights.
 
     Returns:
         `Path`: `output`, with configuration, weights, tokenizer, processor, chat template, generation configuration
         and model card.
 
     Raises:
-        ValueError: if the checkpoints are of other models, incomplete, damaged, or contradict themselves.
+        ValueError: if the checkpoints are of other models, incomplete, damaged or inconsistent.
         FileExistsError: if `output` exists.
     """
     output = Path(output)
@@ -128,7 +130,7 @@ def compose_from_pretrained(
 
 
 def _name(checkpoint: str | Path) -> str:
-    # The path of a local folder is nobody else's business.
+    # The model card must not contain local paths.
     return Path(checkpoint).name if Path(checkpoint).exists() else str(checkpoint)
 
 
@@ -138,7 +140,7 @@ def _vision_config(folder: Path) -> SiglipVisionConfig:
     if not isinstance(config, SiglipVisionConfig):
         raise ValueError(
             f"{folder} is a {config.model_type!r} checkpoint; --vision takes SigLIP or SigLIP2 with a fixed "
-            "resolution in Transformers' layout, such as google/siglip2-so400m-patch14-384."
+            "resolution in Transformers' format, such as google/siglip2-so400m-patch14-384."
         )
     return config
 
@@ -157,10 +159,10 @@ def _compose_config(
     if len(tokenizer) > text.vocab_size:
         raise ValueError(
             f"The decoder's tokenizer has {len(tokenizer)} tokens, but its config.json has only {text.vocab_size} "
-            "embeddings: they do not belong together."
+            "embeddings. They must come from the same checkpoint."
         )
     if tie_word_embeddings and not text.tie_word_embeddings:
-        raise ValueError("The decoder's input and output embeddings are two tables; they cannot be tied to one.")
+        raise ValueError("The decoder's input and output embeddings are different weights, which cannot be tied.")
     blocks = FEATURE_LAYERS if blocks is None else blocks
     num_blocks = vision.num_hidden_layers
     if any(not -num_blocks <= block < num_blocks for block in blocks):
@@ -175,8 +177,8 @@ def _compose_config(
     num_tokens = max(len(tokenizer), text.vocab_size)
     ids = dict(zip(IMAGE_TOKENS, tokenizer.convert_tokens_to_ids(IMAGE_TOKENS), strict=True))
 
-    stops = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
-    stops = {*stops, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
+    given = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    stops = {*given, tokenizer.eos_token_id, tokenizer.get_vocab().get("<|im_end|>")} - {None}
     text = copy.deepcopy(text)
     text.architectures = None
     text.vocab_size = -(-num_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
@@ -186,9 +188,9 @@ def _compose_config(
     text.tie_word_embeddings = tie_word_embeddings
 
     vision = copy.deepcopy(vision)
-    # The path of a local folder is nobody else's business.
+    # The configuration must not contain local paths.
     vision.name_or_path = text.name_or_path = ""
-    # What does not fill a patch was never seen: 384 pixels are 27 patches of 14, or 378 pixels.
+    # The encoder ignores pixels beyond the last whole patch: of 384 it uses 27 patches of 14, which are 378.
     tile_size = tile_size or vision.image_size // vision.patch_size * vision.patch_size
     vision.image_size = tile_size
     return JinaVLMConfig(
@@ -210,7 +212,7 @@ def _compose_config(
 def _compose_model(
     vision_folder: Path, vision: SiglipVisionConfig, decoder_folder: Path, config: JinaVLMConfig, dtype
 ):
-    """The model; values that it shares with the sources stay in their files until they are written."""
+    """The model. Weights that do not change stay memory-mapped until they are saved."""
     model = empty_model(config)
     connector = JinaVLMConnector(config).apply(model._init_weights).to(getattr(torch, dtype))
     weights = {
@@ -225,7 +227,7 @@ def _compose_model(
 
 def _compose_processor(config: JinaVLMConfig, vision_folder: Path, tokenizer) -> JinaVLMProcessor:
     patches = config.patches_per_side
-    # 4 of 27 patches at either side, as in the figure.
+    # 4 of 27 patches on each side, as in the figure of the paper.
     margin = round(patches * 4 / 27)
     settings = {}
     if (vision_folder / "preprocessor_config.json").is_file():
@@ -241,12 +243,12 @@ def _compose_processor(config: JinaVLMConfig, vision_folder: Path, tokenizer) ->
         do_resize=stitched,
         **settings,
     )
-    # First resize and BOS token as the published checkpoint has them.
+    # The stitched layout has the initial resize and the BOS token of the published checkpoint.
     return JinaVLMProcessor(image_processor, tokenizer, add_bos_token=stitched)
 
 
 def _load_part(model_class: type[PreTrainedModel], folder: Path, config, dtype: str) -> PreTrainedModel:
-    """Loads a source without tolerance: Transformers would make up what is missing."""
+    """Loads a source and raises an error for missing weights, which Transformers would initialize."""
     read_shapes(folder)
     model, info = model_class.from_pretrained(
         folder,
@@ -258,17 +260,17 @@ def _load_part(model_class: type[PreTrainedModel], folder: Path, config, dtype: 
     )
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(
-            f"{name} in {folder} has the shape {list(found)}, but its config.json makes it {list(expected)}."
+            f"{name} in {folder} has the shape {list(found)}, but its config.json requires {list(expected)}."
         )
     if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ValueError(f"{folder} lacks weights: {', '.join(missing[:5])}. Check that the download is complete.")
+        missing = listed(info["missing_keys"])
+        raise ValueError(f"{folder} lacks weights: {missing}. Check that the download is complete.")
     return model
 
 
 def _vision_weights(folder: Path, source: SiglipVisionConfig, config: JinaVLMConfig, dtype: str) -> dict:
     source = copy.deepcopy(source)
-    source.num_hidden_layers = max(config.vision_feature_layer) + 1
+    source.num_hidden_layers = config.num_vision_blocks
     source.vision_use_head = False
     vision = _load_part(_Encoder, folder, source, dtype)
     weights = vision.state_dict()
@@ -300,7 +302,7 @@ def _text_weights(folder: Path, config: JinaVLMConfig, dtype: str) -> dict:
 
 
 def _with_new_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
-    # Not `resize_token_embeddings`: its noise is lost in bfloat16, where all new rows would be the same.
+    # Not with `resize_token_embeddings`: bfloat16 rounds its noise away, and all new rows would be equal.
     grown = table.new_empty(num_rows, table.shape[1])
     grown[: len(table)] = table
     values = table.float()
@@ -310,9 +312,7 @@ def _with_new_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="compose_from_pretrained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("compose_from_pretrained", __doc__)
     parser.add_argument("--vision", required=True, metavar="ID", help="SigLIP or SigLIP2: folder or Hub id")
     parser.add_argument("--decoder", required=True, metavar="ID", help="Qwen3: folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
@@ -328,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--tie_word_embeddings", action="store_true", help="keep tied embeddings tied")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new weights")
-    print(f"Written: {run(parser, compose_from_pretrained, argv)}")
+    print(f"Saved: {run(parser, compose_from_pretrained, argv)}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Converts a checkpoint in the published layout (`jinaai/jina-vlm`, weights CC BY-NC 4.0) to Transformers' layout, or,
-with --reverse, one of ours to the published layout, for the published remote code and the ports that read it.
+Converts a checkpoint in the published format (`jinaai/jina-vlm`, weights CC BY-NC 4.0) to Transformers' format. With
+--reverse, it converts to the published format, for the published remote code and other programs that read it.
 
     python -m jvlm.conversion_scripts.convert_release --checkpoint jinaai/jina-vlm --output jina-vlm --dtype bfloat16
     python -m jvlm.conversion_scripts.convert_release --reverse --checkpoint jina-vlm --output published
 
-The published layout has tensors that no feature comes from. With --source they are taken from a checkpoint that has
-them, without they are written as zeros; either way they are listed.
+The published format has weights that the model does not use and Transformers' format does not store. With --source
+they are copied from a checkpoint in the published format, otherwise they are saved as zeros. The program lists them.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -31,6 +30,7 @@ from ..published_format.published_schema import (
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
+    argument_parser,
     generation_config,
     is_published,
     load_config,
@@ -60,35 +60,35 @@ def convert_release(
     source: str | Path | None = None,
 ) -> Path:
     """
-    Converts between the published layout and Transformers'.
+    Converts between the published format and Transformers' format.
 
     Args:
         checkpoint (`str` or `Path`): folder or Hub id of the checkpoint to convert.
         output (`str` or `Path`): folder to create.
         dtype (`str`, *optional*): dtype of the weights, by default the checkpoint's.
-        reverse (`bool`, *optional*): from ours to the published layout.
-        source (`str` or `Path`, *optional*): with `reverse`, folder or Hub id of a checkpoint in the published layout
-            to take from what ours does not keep: unused tensors, and code files if it has any.
+        reverse (`bool`, *optional*): whether to convert to the published format.
+        source (`str` or `Path`, *optional*): with `reverse`, folder or Hub id of a checkpoint in the published format.
+            Its unused weights, and its code files if it has any, are copied.
 
     Returns:
         `Path`: `output`.
 
     Raises:
-        ValueError: if the checkpoint is in the wrong layout, incomplete, damaged, contradicts itself, or has something
-            that the other layout cannot express.
+        ValueError: if the checkpoint is in the wrong format, incomplete, damaged or inconsistent, or has a setting
+            that the other format cannot store.
         FileExistsError: if `output` exists.
     """
     output, folder = Path(output), local_folder(checkpoint)
     if is_published(folder) == reverse:
         raise ValueError(
-            f"{checkpoint} is in the published layout already."
+            f"{checkpoint} is in the published format already."
             if reverse
-            else f"{checkpoint} is in Transformers' layout already; to convert it to the published one, use --reverse."
+            else f"{checkpoint} is in Transformers' format already; use --reverse for the published format."
         )
     if source is not None and not reverse:
-        raise ValueError("--source goes with --reverse only.")
+        raise ValueError("--source requires --reverse.")
     if reverse:
-        return _to_published(folder, output, dtype, source and local_folder(source))
+        return _to_published(folder, output, dtype, local_folder(source) if source is not None else None)
     return _to_transformers(folder, output, dtype)
 
 
@@ -96,7 +96,7 @@ def _to_transformers(checkpoint: Path, output: Path, dtype: str | None) -> Path:
     processor = load_processor(checkpoint, load_config(checkpoint))
     model = load_model(checkpoint)
     if dtype:
-        # Not while loading, where both types would be held; the large ones first, while there is room for two of them.
+        # Loading with a dtype needs more memory. Large weights come first, while there is memory for two copies.
         parameters = sorted(model.parameters(), key=torch.numel, reverse=True)
         for parameter in logging.tqdm(parameters, desc=f"Converting to {dtype}"):
             parameter.data = parameter.data.to(getattr(torch, dtype))
@@ -108,7 +108,7 @@ def _to_transformers(checkpoint: Path, output: Path, dtype: str | None) -> Path:
             folder,
             None,
             output.name,
-            "`jinaai/jina-vlm`, or a model in its layout, converted to Transformers' layout.",
+            "`jinaai/jina-vlm`, or a model in its format, converted to Transformers' format.",
             LICENCE,
             license="cc-by-nc-4.0",
             base_model="jinaai/jina-vlm",
@@ -129,7 +129,7 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
     target = getattr(torch, dtype) if dtype else model.dtype
     files["config.json"]["dtype"] = str(target).removeprefix("torch.")
     if (lost := model.lm_head.weight[-NUM_ADDITIONAL_TOKENS:].abs().max()) > 0:
-        print(f"Left out: the output head's rows of the image tokens (up to {lost:.3g}), which are never predicted.")
+        print(f"Dropped: the output head's rows of the image tokens (up to {lost:.3g}), which are never predicted.")
     weights = to_published_weights(model)
     _add_unused_weights(weights, config, source)
 
@@ -138,41 +138,42 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
         processor.save_pretrained(folder)
         _make_tokenizer_portable(folder / "tokenizer_config.json")
         if source is not None:
-            _take_code(source, folder, files)
+            _copy_code(source, folder, files)
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         generation = generation_config(config, processor.tokenizer, checkpoint)
-        generation.suppress_tokens = None  # the published head does not reach them
+        generation.suppress_tokens = None  # the published head has no rows for image tokens
         generation.save_pretrained(folder)
         licence = "The weights keep the licence of the checkpoint they come from."
-        write_model_card(folder, checkpoint, output.name, "A JinaVLM in the layout of `jinaai/jina-vlm`.", licence)
+        write_model_card(folder, checkpoint, output.name, "A JinaVLM in the format of `jinaai/jina-vlm`.", licence)
     return output
 
 
 def _check_image_tokens(config: JinaVLMConfig) -> None:
     if config.layout != "stitched":
-        raise ValueError(f'The published layout is "stitched", but this checkpoint\'s is "{config.layout}".')
+        raise ValueError(
+            f'The layout of the published format is "stitched", but this checkpoint\'s is "{config.layout}".'
+        )
     first = config.text_config.vocab_size - NUM_ADDITIONAL_TOKENS
     if config.image_start_token_id != first:
         raise ValueError(
-            f"`config.image_start_token_id` is {config.image_start_token_id}, but in the published layout the image "
-            f"tokens are the first of {NUM_ADDITIONAL_TOKENS} behind the vocabulary: {first} here."
+            f"`config.image_start_token_id` is {config.image_start_token_id}, but must be {first}: in the published "
+            f"format the image tokens are the first of {NUM_ADDITIONAL_TOKENS} tokens after the vocabulary."
         )
 
 
 def _add_unused_weights(weights: dict[str, torch.Tensor], config: JinaVLMConfig, source: Path | None) -> None:
-    """Adds what the published layout has and ours does not keep, from the source or as zeros, and says so."""
+    """Adds and lists the weights that only the published format stores, from the source or as zeros."""
     if PAD_EMBED not in weights:
-        size = config.vision_config.hidden_size * len(config.vision_feature_layer)
-        weights[PAD_EMBED] = torch.zeros(2, size)
+        weights[PAD_EMBED] = torch.zeros(2, config.feature_size)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     unused = unused_published_shapes(config, shapes)
     if source is None:
         weights.update({name: torch.zeros(shape) for name, shape in unused.items()})
-        print(f"Written as zeros: {PAD_EMBED} row 0, {', '.join(unused)}")
+        print(f"Saved as zeros: {PAD_EMBED} row 0, {', '.join(unused)}")
         return
     if not is_published(source):
-        raise ValueError(f"{source} is not in the published layout; --source must be.")
+        raise ValueError(f"{source} is not in the published format, but --source must be.")
     found = read_shapes(source)
     allowed = shapes | unused | published_bias_shapes(config)
     for name in sorted(found.keys() | shapes.keys()):
@@ -185,11 +186,11 @@ def _add_unused_weights(weights: dict[str, torch.Tensor], config: JinaVLMConfig,
     pad_embed = weights[PAD_EMBED]
     weights[PAD_EMBED] = torch.stack([taken.pop(PAD_EMBED)[0].to(pad_embed.dtype), pad_embed[1]])
     weights.update(taken)
-    print(f"Taken from {source}: {PAD_EMBED} row 0, {', '.join(taken)}")
+    print(f"Copied from {source}: {PAD_EMBED} row 0, {', '.join(taken)}")
 
 
 def _save_weights(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.dtype) -> None:
-    """Writes weights shard by shard; only one shard at a time is converted."""
+    """Saves weights. Only one shard at a time is converted to the dtype."""
     shapes = {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in weights.items()}
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=MAX_SHARD_SIZE)
     for filename, names in logging.tqdm(split.filename_to_tensors.items(), desc="Writing model shards"):
@@ -201,14 +202,14 @@ def _save_weights(weights: dict[str, torch.Tensor], folder: Path, dtype: torch.d
 
 
 def _make_tokenizer_portable(path: Path) -> None:
-    # Transformers 4, which the published code needs, does not know the name that Transformers 5 writes.
+    # The published code needs Transformers 4, which does not know the class name that Transformers 5 saves.
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
-def _take_code(source: Path, folder: Path, files: dict[str, dict]) -> None:
+def _copy_code(source: Path, folder: Path, files: dict[str, dict]) -> None:
     code = list(source.glob("*.py"))
     for file in code:
         shutil.copyfile(file, folder / file.name)
@@ -219,15 +220,13 @@ def _take_code(source: Path, folder: Path, files: dict[str, dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="convert_release", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("convert_release", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; the checkpoint's when not given")
-    parser.add_argument("--reverse", action="store_true", help="from our layout to the published one")
-    parser.add_argument("--source", metavar="ID", help="with --reverse: where to take what our layout does not keep")
-    print(f"Written: {run(parser, convert_release, argv)}")
+    parser.add_argument("--reverse", action="store_true", help="convert to the published format")
+    parser.add_argument("--source", metavar="ID", help="with --reverse: checkpoint to copy the unused weights from")
+    print(f"Saved: {run(parser, convert_release, argv)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Exports a checkpoint to a folder that carries its own code, so that it loads with trust_remote_code=True where `jvlm`
-is not installed, and uploads it on request. The code files are generated from the installed package.
+Exports a checkpoint with its code to a folder, and uploads the folder on request. It loads with trust_remote_code=True
+where `jvlm` is not installed. The code files are generated from the installed package.
 
     python -m jvlm.conversion_scripts.export_to_hub --checkpoint my-jina-vlm --output repository --push me/my-jina-vlm
 """
 
-import argparse
 import importlib.util
 import inspect
 import json
@@ -23,6 +22,7 @@ from ..processing.processing_jvlm import JinaVLMProcessor
 from .checkpoint_folder import (
     BOS_IN_TEMPLATE,
     MAX_SHARD_SIZE,
+    argument_parser,
     generation_config,
     load_config,
     load_model,
@@ -51,21 +51,21 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
     Writes a self-contained repository folder and uploads it on request.
 
     Args:
-        checkpoint (`str` or `Path`): folder or Hub id of a checkpoint of any layout.
+        checkpoint (`str` or `Path`): folder or Hub id of a checkpoint in either format.
         output (`str` or `Path`): folder to create.
-        push (`str`, *optional*): repository on the Hub to upload to; it is created if need be.
+        push (`str`, *optional*): repository on the Hub to upload to. It is created if it does not exist.
 
     Returns:
         `Path`: `output`.
 
     Raises:
-        ValueError: if the checkpoint is incomplete, damaged or contradicts itself.
+        ValueError: if the checkpoint is incomplete, damaged or inconsistent.
         FileExistsError: if `output` exists.
     """
     output, source = Path(output), local_folder(checkpoint)
     processor = load_processor(source, load_config(source))
     if processor.add_bos_token:
-        # Engines such as vLLM tokenize what the template gives, without asking the processor for a BOS token.
+        # Engines such as vLLM tokenize the output of the template, without the BOS token that the processor adds.
         processor.chat_template = BOS_IN_TEMPLATE + processor.chat_template
     model = load_model(source)
     model.config.auto_map = _auto_map(lambda name: name == "AutoConfig" or name.startswith("AutoModel"))
@@ -76,8 +76,8 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
         _add_processor_auto_map(folder / "processor_config.json")
         for name, code in code_files().items():
             (folder / name).write_text(code, encoding="utf-8")
-        licence = "The licence of the code is Apache-2.0; the weights keep that of the checkpoint they come from."
-        write_model_card(folder, source, push or output.name, "A JinaVLM that carries its own code.", licence)
+        licence = "The licence of the code is Apache-2.0. The weights keep the licence of their source."
+        write_model_card(folder, source, push or output.name, "A JinaVLM with its own code.", licence)
     if push is not None:
         api = HfApi()
         repository = api.create_repo(push, exist_ok=True).repo_id
@@ -87,13 +87,13 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
 
 def code_files() -> dict[str, str]:
     """
-    The package's code that the classes need, as files side by side.
+    The modules of the package that the classes need, for one folder.
 
     Returns:
-        `dict[str, str]`: content by name. Relative imports lead to the neighbouring file.
+        `dict[str, str]`: content by file name. Relative imports refer to files of the same folder.
 
     Raises:
-        RuntimeError: if two modules would get the same name.
+        RuntimeError: if two modules have the same name.
     """
     pending, sources = [cls.__module__ for cls in CLASSES.values()], {}
     while pending:
@@ -130,13 +130,11 @@ def _add_processor_auto_map(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="export_to_hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id, of any layout")
+    parser = argument_parser("export_to_hub", __doc__)
+    parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--push", metavar="REPO_ID", help="repository on the Hub to upload the folder to")
-    print(f"Written: {run(parser, export_to_hub, argv)}")
+    print(f"Saved: {run(parser, export_to_hub, argv)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The model card of the checkpoints that the conversion scripts write."""
+"""The model card of the checkpoints that the conversion scripts save."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ _TEXT = """
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-# With `import jvlm`, or with trust_remote_code=True where the code files lie beside the weights.
+# With `import jvlm`, or with trust_remote_code=True if the repository contains the code files.
 model = AutoModelForImageTextToText.from_pretrained("{title}", dtype="auto")
 processor = AutoProcessor.from_pretrained("{title}")
 
@@ -43,13 +43,13 @@ def write_model_card(
     folder: Path, source: Path | None, title: str, description: str, licence: str, **metadata
 ) -> None:
     """
-    Writes the model card of a checkpoint: the source's own, where it has one, else a new one.
+    Saves the model card of a checkpoint: a copy of the source's, if there is one, else a new one.
 
     Args:
-        folder (`Path`): where to write it.
-        source (`Path`, *optional*): the checkpoint that it is made from, if the same card is true of both.
+        folder (`Path`): where to save it.
+        source (`Path`, *optional*): the checkpoint whose model card applies to the new one, too.
         title (`str`): name of the model.
-        description (`str`): what it is and where it comes from.
+        description (`str`): what the model is and where it comes from.
         licence (`str`): a sentence on the licence of the weights.
         metadata: further fields of `huggingface_hub.ModelCardData`, such as `base_model` and `license`.
     """

@@ -1,17 +1,16 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Compares two checkpoints of any layout on the same images and the same prompt, stage by stage: where they first
-differ is where to look. Behind these stages come all weights, bit by bit, and all settings, also those that image
-and prompt do not depend on. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
+Compares two checkpoints on the same images and the same prompt, stage by stage. The first stage that differs shows
+where the cause is. The last two stages compare all weights, bit by bit, and all settings, even those that have no
+effect on this input. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
 
     python -m jvlm.conversion_scripts.verify jinaai/jina-vlm my-copy --dtype float32 --image photo.jpg
 """
 
-import argparse
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,28 +23,27 @@ from transformers.image_utils import load_image
 
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import JinaVLMProcessor
-from ..published_format.published_schema import WITHOUT_EFFECT
-from .checkpoint_folder import DTYPES, listed, load_model, load_processor, local_folder, run
+from ..published_format.published_schema import by_path
+from .checkpoint_folder import DTYPES, argument_parser, listed, load_model, load_processor, local_folder, run
 
 
 PROMPT = "What is in this image?"
 NUM_GREEDY_TOKENS = 8
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map")
-# Largest difference that counts as none, relative to the root mean square of a stage: rounding, in whatever order.
+# Largest difference that rounding can cause, relative to the root mean square of a stage.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 @dataclass
 class Stage:
     """
-    What two checkpoints compute in one stage, compared.
+    The comparison of one stage.
 
     Args:
-        name (`str`): the stage.
-        difference (`float`): largest absolute difference of values; of token ids, weights and settings, how many
-            differ.
-        tolerance (`float`): largest difference that counts as none.
-        note (`str`): what prevents the comparison, other shapes, or which weights or settings differ.
+        name (`str`): name of the stage.
+        difference (`float`): largest absolute difference. For token ids, weights and settings, the number that differ.
+        tolerance (`float`): largest difference that counts as equal.
+        note (`str`): the shapes, if they differ, or the weights or settings that differ.
     """
 
     name: str
@@ -70,31 +68,31 @@ def verify(
     Compares two checkpoints.
 
     Args:
-        a (`str` or `Path`): folder or Hub id of a checkpoint of any layout.
+        a (`str` or `Path`): folder or Hub id of a checkpoint in either format.
         b (`str` or `Path`): the other one.
-        dtype (`str`, *optional*): dtype to compute in, by default each checkpoint's own.
-        image (`list`, *optional*): files, URLs or images to show; a drawn image when not given.
-        prompt (`str`, *optional*): what to ask about them.
+        dtype (`str`, *optional*): dtype to compute in, by default that of each checkpoint.
+        image (`list`, *optional*): files, URLs or images. By default a generated image.
+        prompt (`str`, *optional*): the text of the user's message.
 
     Returns:
         `list[Stage]`: pixels, prompt tokens, vision features, connector, logits, greedy tokens, weights, settings, in
-        this order; without weights if the two have other dtypes.
+        this order. Weights are left out if the dtypes differ.
 
     Raises:
         OSError, ValueError: if a checkpoint or an image cannot be loaded.
     """
-    images = [load_image(image) for image in image or [_drawn_image()]]
-    a, b = (_read(checkpoint, dtype, images, prompt) for checkpoint in (a, b))
-    relative = max(TOLERANCES[a.dtype], TOLERANCES[b.dtype])
-    stages = [_compare(name, output, b.outputs[name], relative) for name, output in a.outputs.items()]
-    if a.dtype == b.dtype:
-        stages.append(_compare_entries("weights", a.checksums, b.checksums))
-    return [*stages, _compare_entries("settings", a.settings, b.settings)]
+    images = [load_image(image) for image in image or [_generated_image()]]
+    first, second = (_run(checkpoint, dtype, images, prompt) for checkpoint in (a, b))
+    relative = max(TOLERANCES[first.dtype], TOLERANCES[second.dtype])
+    stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
+    if first.dtype == second.dtype:
+        stages.append(_compare_entries("weights", first.checksums, second.checksums))
+    return [*stages, _compare_entries("settings", first.settings, second.settings)]
 
 
 @dataclass
 class _Checkpoint:
-    """What a checkpoint computes in every stage; checksum by weight, 0 for zeros; value by setting."""
+    """The output of every stage, the checksum of every weight (0 for zeros) and the value of every setting."""
 
     dtype: torch.dtype
     outputs: dict[str, torch.Tensor]
@@ -102,14 +100,14 @@ class _Checkpoint:
     settings: dict[str, Any]
 
 
-def _drawn_image() -> PIL.Image.Image:
-    """Smooth random colours, 640×480 pixels; the same every time."""
+def _generated_image() -> PIL.Image.Image:
+    """Smooth random colours, 640×480 pixels, from a fixed seed."""
     coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     return PIL.Image.fromarray(coarse).resize((640, 480), PIL.Image.Resampling.BICUBIC)
 
 
 @torch.inference_mode()
-def _read(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> _Checkpoint:
+def _run(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> _Checkpoint:
     folder = local_folder(checkpoint)
     model = load_model(folder, dtype).eval()
     processor = load_processor(folder, model.config)
@@ -121,7 +119,7 @@ def _read(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Imag
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
     except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template of {checkpoint} does not work: {error}") from error
+        raise ValueError(f"The chat template of {checkpoint} is invalid: {error}") from error
     features = model.get_image_features(
         inputs["pixel_values"], image_token_positions=inputs["image_token_positions"], return_dict=True
     )
@@ -139,34 +137,34 @@ def _read(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Imag
 
 
 def _checksum(weight: torch.Tensor) -> int:
-    return zlib.crc32(weight.contiguous().view(torch.uint8).numpy()) if weight.any() else 0
+    return zlib.crc32(weight.contiguous().view(torch.uint8).numpy().data) if weight.any() else 0
 
 
 def _settings(model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor) -> dict[str, Any]:
-    """All settings by their path, but for those that have no effect or only tell where a checkpoint comes from."""
+    """All settings by path, except those without effect."""
     tokenizer = processor.tokenizer
     generation = model.generation_config.to_dict()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # files may leave them to the tokenizer
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # files may omit them, as the tokenizer has them
         given = (generation.pop(name), getattr(tokenizer, name), tokenizer.eos_token_id)
         generation[name.replace("_id", "")] = next((token_id for token_id in given if token_id is not None), None)
-    # The padding and truncation are those of the last call.
+    # Padding and truncation depend on the last call.
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
     groups = {
         "config": model.config.to_dict(),
         "generation_config": generation,
         "image_processor": processor.image_processor.to_dict(),
         "processor": {"add_bos_token": processor.add_bos_token},
-        "chat_template": {role: _written(processor, role) for role in ("system", "user", "assistant")},
+        "chat_template": {role: _render(processor, role) for role in ("system", "user", "assistant")},
         "tokenizer": {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS},
         "tokenizer.backend": {
             name: json.dumps(part) for name, part in backend.items() if name not in ("padding", "truncation")
         },
     }
-    return dict(_by_path(groups, ""))
+    return dict(by_path(groups))
 
 
-def _written(processor: JinaVLMProcessor, role: str) -> list[str]:
-    """What the chat template makes of messages of a text and of parts, with and without asking for an answer."""
+def _render(processor: JinaVLMProcessor, role: str) -> list[str]:
+    """The chat template's output for messages with text and with parts, with and without a generation prompt."""
     contents = ["a", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]]
     if role != "assistant":
         contents.append([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}])
@@ -175,17 +173,8 @@ def _written(processor: JinaVLMProcessor, role: str) -> list[str]:
     return [processor.apply_chat_template(chat, add_generation_prompt=add) for chat in chats for add in (False, True)]
 
 
-def _by_path(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, part in value.items():
-            if name not in WITHOUT_EFFECT:
-                yield from _by_path(part, f"{path}.{name}".removeprefix("."))
-    else:
-        yield path, value
-
-
 def _compare_entries(name: str, a: dict[str, Any], b: dict[str, Any]) -> Stage:
-    """Of what is missing on one side, zeros and `None` make no difference."""
+    """An entry that is missing is equal to zero and to `None`."""
     differing = [entry for entry in a.keys() | b.keys() if (a.get(entry) or None) != (b.get(entry) or None)]
     return Stage(name, len(differing), 0, note=listed(differing))
 
@@ -196,13 +185,13 @@ def _compare(name: str, a: torch.Tensor, b: torch.Tensor, relative: float) -> St
     if not a.is_floating_point():
         return Stage(name, float((a != b).sum()), 0)
     a, b = a.float(), b.float()
-    # Not a number is no number to agree on.
+    # NaN is different from every value.
     difference = (a - b).abs().nan_to_num(nan=float("inf")).max().item()
     return Stage(name, difference, relative * a.square().mean().sqrt().item())
 
 
 def format_table(stages: list[Stage]) -> str:
-    """The stages as a table, with a verdict on the whole in the last line."""
+    """The stages as a table. The last line has the overall verdict."""
     lines = [f"{'stage':<16} {'difference':>12} {'tolerance':>12}  verdict"]
     for stage in stages:
         verdict = "equal" if stage.is_equal else f"different {stage.note}".rstrip()
@@ -212,14 +201,12 @@ def format_table(stages: list[Stage]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("verify", __doc__)
     parser.add_argument("a", metavar="A", help="checkpoint: folder or Hub id")
     parser.add_argument("b", metavar="B", help="the other checkpoint")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in; each one's own when not given")
-    parser.add_argument("--image", action="append", metavar="FILE", help="image to show; can be given repeatedly")
-    parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="what to ask about it")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in; by default that of each checkpoint")
+    parser.add_argument("--image", action="append", metavar="FILE", help="image file or URL; can be given repeatedly")
+    parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help="text of the user's message")
     stages = run(parser, verify, argv, status=2)
     print(format_table(stages))
     return 0 if all(stage.is_equal for stage in stages) else 1

@@ -325,7 +325,7 @@ def read_config(published: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if a setting is missing or has a value that the model does not implement; the message names it.
     """
-    ours = {"layout": "stitched", "use_last_tile_embedding": True, "tie_word_embeddings": False}
+    ours: dict[str, Any] = {"layout": "stitched", "use_last_tile_embedding": True, "tie_word_embeddings": False}
     ours |= {"text_config.rope_parameters.rope_type": "default", **_read(_CONFIG, published)}
     text, vocab_size = published["text_config"], ours["text_config.vocab_size"] - NUM_ADDITIONAL_TOKENS
     ours |= {name: vocab_size + index for index, name in enumerate(IMAGE_TOKEN_IDS)}

@@ -177,7 +177,7 @@ def test_published_config_of_full_size():
     assert config.vision_feature_layer == [24, 18]
     assert config.pooled_grid == [14, 14]
     assert config.use_last_tile_embedding is True
-    # It differs from the figure's system in its layout alone.
+    # It differs from the system of the figure only in its layout.
     assert config.to_diff_dict().get("text_config") == JinaVLMConfig().to_diff_dict().get("text_config")
     figure, released = JinaVLMConfig(layout="stitched").to_dict(), config.to_dict()
     for name in ("architectures", "dtype", "transformers_version", "auto_map"):
@@ -230,7 +230,7 @@ def test_save_and_load(kind, build_config, tmp_path):
     assert "block_config" not in saved["text_config"]
 
 
-def test_translation_leaves_its_input_alone(tmp_path):
+def test_translation_does_not_change_its_input():
     published = published_config()
     before = copy.deepcopy(published)
     JinaVLMConfig.from_dict(published)
@@ -380,7 +380,7 @@ def test_sizes_of_the_figure(full_size):
 
 def test_size_of_the_published_checkpoint(full_size):
     model = full_size(JinaVLMConfig(**published_config()))
-    # What the published folder has besides: two blocks and the final norm that nothing reads, a row of `pad_embed`,
-    # and the decoder's attention biases, all zero; what it lacks: the output head's rows of the 128 additional tokens.
-    besides = 2 * vision_block_parameters() + 2 * 1152 + 2 * 1152 + 28 * (2048 + 2 * 1024)
-    assert num_parameters(model) + besides - 128 * 2048 == 2_481_141_616
+    # The published folder also has two blocks and the final norm, which are unused, a row of `pad_embed`, and the
+    # decoder's attention biases, all zero. It lacks the output head's rows of the 128 additional tokens.
+    extra = 2 * vision_block_parameters() + 2 * 1152 + 2 * 1152 + 28 * (2048 + 2 * 1024)
+    assert num_parameters(model) + extra - 128 * 2048 == 2_481_141_616

@@ -352,7 +352,7 @@ def test_inconsistent_settings(processor, make_image, kwargs, words):
     assert_message(error, *words)
 
 
-# Files in the published layout
+# Files in the published format
 
 
 @pytest.fixture
@@ -429,7 +429,7 @@ PUBLISHED_WEIGHTS = {
 }
 
 
-# What a conversion refuses is an error of Transformers, whose report in the log names the weight and the reason.
+# Changed axes for which the conversion fails. Transformers raises the error, and its log names weight and reason.
 CONVERTED = {
     "vision_model.layers.3.attn.qkv_w.weight": 0,
     "vision_model.patch_embed.proj.weight": 1,
@@ -479,7 +479,7 @@ def test_missing_published_head(published):
         ("model.something.weight", "something.weight"),
     ],
 )
-def test_surplus_published_weights(published, name, converted_name):
+def test_unknown_published_weights(published, name, converted_name):
     change_weights(published, lambda weights: weights.update({name: torch.zeros(32)}))
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         AutoModelForImageTextToText.from_pretrained(published)
@@ -523,7 +523,7 @@ def test_non_zero_language_model_biases(published, caplog, part):
     assert "layers.2." not in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen"])
+@pytest.mark.parametrize("damage", ["missing", "unknown", "misshapen"])
 def test_damaged_weights(build_model, tmp_path, damage):
     build_model("stitched").save_pretrained(tmp_path)
     name = "model.connector.pooling.q_proj.weight"
@@ -531,7 +531,7 @@ def test_damaged_weights(build_model, tmp_path, damage):
     def change(weights):
         if damage == "missing":
             del weights[name]
-        elif damage == "surplus":
+        elif damage == "unknown":
             weights["model.connector.pooling.q_norm.weight"] = torch.zeros(3)
         else:
             weights[name] = weights[name][:, :-1].clone()
@@ -539,7 +539,7 @@ def test_damaged_weights(build_model, tmp_path, damage):
     change_weights(tmp_path, change)
     message = {
         "missing": r"lacks weights: model\.connector\.pooling\.q_proj\.weight",
-        "surplus": r"holds unknown weights: model\.connector\.pooling\.q_norm\.weight",
+        "unknown": r"holds unknown weights: model\.connector\.pooling\.q_norm\.weight",
         "misshapen": r"model\.connector\.pooling\.q_proj\.weight.*\[16, 31\].*\[16, 32\]",
     }[damage]
     with pytest.raises(ValueError, match=message):
@@ -548,7 +548,7 @@ def test_damaged_weights(build_model, tmp_path, damage):
         # `output_loading_info` returns the differences instead.
         _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
         assert bool(info["missing_keys"]) == (damage == "missing")
-        assert bool(info["unexpected_keys"]) == (damage == "surplus")
+        assert bool(info["unexpected_keys"]) == (damage == "unknown")
 
 
 def test_folder_without_weights(build_model, tmp_path):

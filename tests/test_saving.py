@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Saving and loading of models: whole, in shards, in other dtypes, partly on disk, from the published layout."""
+"""Saving and loading of models: whole, in shards, in other dtypes, partly on disk, from the published format."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_round_trip(build_model, build_processor, build_inputs, layout, tmp_path
     assert torch.equal(logits(loaded, inputs), logits(model, inputs))
     assert settings_of(loaded.config) == settings_of(model.config)
     assert saved_names(tmp_path) == set(model.state_dict())
-    # Nothing in it is code.
+    # The folder contains no code.
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".jinja"}
     assert all("auto_map" not in json.loads(path.read_text()) for path in tmp_path.glob("*config.json"))
 
@@ -87,7 +87,7 @@ def test_base_model_round_trip(build_model, build_inputs, layout, tmp_path):
     model.model.save_pretrained(tmp_path / "base")
     base = AutoModel.from_pretrained(tmp_path / "base")
     assert_same_weights(base, model.model)
-    # A whole checkpoint gives its base model, too.
+    # The base model also loads from a checkpoint of the whole model.
     model.save_pretrained(tmp_path / "whole")
     base = AutoModel.from_pretrained(tmp_path / "whole")
     with torch.no_grad():
@@ -149,7 +149,9 @@ def test_device_map_on_one_device(build_model, build_inputs, tmp_path):
         assert torch.equal(logits(loaded, inputs), logits(model, inputs))
 
 
-def test_published_layout_is_saved_in_ours(release, released_model, released_processor, make_image, tmp_path):
+def test_published_checkpoint_is_saved_in_transformers_format(
+    release, released_model, released_processor, make_image, tmp_path
+):
     released_model.save_pretrained(tmp_path)
     released_processor.save_pretrained(tmp_path)
     names = saved_names(tmp_path)
@@ -174,14 +176,14 @@ def test_published_layout_is_saved_in_ours(release, released_model, released_pro
     assert torch.equal(loaded.generate(**after, **settings), released_model.generate(**before, **settings))
 
 
-def test_published_layout_in_shards(release, released_model, make_image, tmp_path):
-    """The published weights come in several files."""
+def test_published_format_in_shards(release, released_model, make_image, tmp_path):
+    """The published weights are in several files."""
     weights = load_file(release / "checkpoint" / "model.safetensors")
     names = sorted(weights)
     index = {"metadata": {"total_size": sum(weight.nbytes for weight in weights.values())}, "weight_map": {}}
     for part in range(3):
         file = f"model-{part + 1:05}-of-00003.safetensors"
-        # Every third: what belongs together lies in different files.
+        # Every third weight, so that weights that are converted together are in different files.
         save_file({name: weights[name] for name in names[part::3]}, tmp_path / file, {"format": "pt"})
         index["weight_map"].update(dict.fromkeys(names[part::3], file))
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -191,7 +193,7 @@ def test_published_layout_in_shards(release, released_model, make_image, tmp_pat
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_published_layout_in_other_dtypes(release, released_model, dtype):
+def test_published_format_in_other_dtypes(release, released_model, dtype):
     loaded = AutoModelForImageTextToText.from_pretrained(release / "checkpoint", dtype=dtype)
     assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
     for name, weight in released_model.state_dict().items():
@@ -199,7 +201,7 @@ def test_published_layout_in_other_dtypes(release, released_model, dtype):
 
 
 def test_zero_biases_may_be_missing(release, released_model, tmp_path):
-    """The decoder's attention biases may or may not stand in a published file."""
+    """The decoder's attention biases may or may not be in a published file."""
     weights = load_file(release / "checkpoint" / "model.safetensors")
     biases = [name for name in weights if "language_model" in name and name.endswith(("q_b", "k_b", "v_b"))]
     changed = dict(weights)
@@ -216,7 +218,7 @@ def test_zero_biases_may_be_missing(release, released_model, tmp_path):
 
 
 def test_generation_config(released_model, build_model, tmp_path):
-    """Image tokens are read, never written."""
+    """Image tokens are never generated."""
     for folder, model in (("released", released_model), ("small", build_model())):
         config = model.config
         suppressed = set(model.generation_config.suppress_tokens)

@@ -1,12 +1,12 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Checks that checkpoints saved with one version of Transformers answer alike with another:
+Checks that checkpoints saved with one version of Transformers give the same outputs with another version:
 
-    python tools/cross_version.py save DIR      # with the one
-    python tools/cross_version.py check DIR     # with the other
+    python tools/cross_version.py save DIR      # with one version
+    python tools/cross_version.py check DIR     # with the other version
 
-`save` writes, from the small checkpoint in the published layout and from a fresh model of either layout, a checkpoint,
-an image's model inputs and the logits for them; `check` loads each, prepares the image again and compares.
+`save` saves three checkpoints: the small checkpoint in the published format, and a random model of each layout. With
+each it saves the model inputs of an image and the logits. `check` loads them, processes the image again and compares.
 """
 
 import sys
@@ -57,7 +57,7 @@ def answers(model, processor) -> dict[str, torch.Tensor]:
 
 
 def save(folder: Path) -> None:
-    """Saves the three checkpoints and their answers."""
+    """Saves the three checkpoints and their outputs."""
     models = {
         "published": (
             AutoModelForImageTextToText.from_pretrained(RELEASE).eval(),
@@ -75,7 +75,7 @@ def save(folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Loads the three checkpoints and compares their answers; raises `AssertionError` for the first difference."""
+    """Loads the three checkpoints and compares their outputs. Raises `AssertionError` for the first difference."""
     for name in ("published", "independent", "stitched"):
         model = AutoModelForImageTextToText.from_pretrained(folder / name).eval()
         processor = AutoProcessor.from_pretrained(folder / name)

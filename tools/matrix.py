@@ -2,9 +2,10 @@
 """Runs the tests on the oldest and on the newest supported versions: `make matrix`, or
 `python tools/matrix.py [NAME ...]` for some of the sets.
 
-Each set of versions gets a virtual environment of its own in build/matrix. "oldest" is every lower bound that
-pyproject.toml declares, "newest" is constraints.txt, and "newest, oldest PyTorch" is both. "latest
-releases" pins PyTorch alone, as constraints.txt has it, and takes the newest release that pip finds of all else.
+Each set of versions gets its own virtual environment in build/matrix. "oldest" has every lower bound of
+pyproject.toml. "newest" is constraints.txt. "newest, oldest PyTorch" is constraints.txt with the
+lower bound of PyTorch. "latest releases" pins only PyTorch, as in constraints.txt, and has the newest release of
+everything else.
 """
 
 import re
@@ -20,7 +21,7 @@ SHOWN = ("transformers", "torch", "accelerate", "pillow", "numpy")
 
 
 def version_sets() -> dict[str, list[str]]:
-    """Pins, as pip takes them, by the name of their set."""
+    """Version pins in the syntax of pip, by the name of their set."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     oldest = [f"{bound[1]}=={bound[2]}" for each in declared if (bound := re.match(r"([\w.-]+)>=([\w.]+)", each))]
@@ -53,7 +54,7 @@ def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:
         for line in tests.stdout:
             print(line, end="", flush=True)
             lines.append(line.strip())
-    result = lines[-1] if lines else "not begun"
+    result = lines[-1] if lines else "did not start"
     return tests.returncode == 0, [name, ".".join(map(str, sys.version_info[:3])), *versions, result]
 
 

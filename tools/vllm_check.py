@@ -1,8 +1,9 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Checks that vLLM answers like Transformers: exports checkpoints of both layouts, asks vLLM's Transformers backend,
-which runs the exported code, and `generate` the same questions, without and with images, greedily and in float32,
-and compares tokens of prompts and answers. vLLM must be installed; `make vllm` sees to that.
+Checks that vLLM gives the same answers as Transformers. It exports checkpoints of both layouts and asks the same
+questions of vLLM's Transformers backend, which runs the exported code, and of `generate`. Decoding is greedy and in
+float32, with and without images. The script compares the token ids of prompts and answers. `make vllm` installs vLLM
+and runs the script.
 
     python tools/vllm_check.py
 """
@@ -24,7 +25,7 @@ DIGITS = ROOT / "examples" / "digits" / "model"
 MAX_NEW_TOKENS = 16
 
 
-# What vLLM does otherwise than by default, or by default and otherwise than Transformers.
+# Settings of vLLM that are not its defaults, or whose defaults differ from Transformers.
 MODES: dict[str, dict[str, Any]] = {
     "layer by layer": {"enforce_eager": True},
     "compiled": {"enforce_eager": False},
@@ -33,7 +34,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def ask_vllm(folder: str, conversations: list[list[dict]], mode: str) -> list[list[dict]]:
-    """Answers one by one, and again all at once, when vLLM has the images and the prompts in its caches."""
+    """Answers one by one, and again in one batch, when vLLM has cached the images and the prompts."""
     settings = MODES[mode]
     processes = settings.get("tensor_parallel_size", 1)
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
@@ -55,7 +56,7 @@ def ask_vllm(folder: str, conversations: list[list[dict]], mode: str) -> list[li
     one_by_one = [model.chat([conversation], greedy, use_tqdm=False)[0] for conversation in conversations]
     at_once = model.chat(conversations, greedy, use_tqdm=False)
     if "jvlm" in sys.modules:
-        raise RuntimeError("vLLM was to run the exported code, not the installed package.")
+        raise RuntimeError("vLLM imported the installed package instead of the exported code.")
     return [
         [{"prompt": list(output.prompt_token_ids), "answer": list(output.outputs[0].token_ids)} for output in outputs]
         for outputs in (one_by_one, at_once)
@@ -63,7 +64,7 @@ def ask_vllm(folder: str, conversations: list[list[dict]], mode: str) -> list[li
 
 
 def ask_transformers(folder: Path, conversations: list[list[dict]]) -> list[dict]:
-    """What the processor and `generate` of the package make of the same conversations."""
+    """The answers of the processor and `generate` of the package to the same conversations."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
@@ -84,7 +85,7 @@ def ask_transformers(folder: Path, conversations: list[list[dict]]) -> list[dict
 
 
 def random_stitched_checkpoint(folder: Path) -> Path:
-    """A random model in the layout of the published checkpoint, with heads of a size that vLLM has on CPUs."""
+    """A random model in the stitched layout, with a head size that vLLM supports on CPUs."""
     import torch
     from transformers import AutoConfig, AutoProcessor, set_seed
 
@@ -98,7 +99,7 @@ def random_stitched_checkpoint(folder: Path) -> Path:
     connector = model.model.connector
     assert connector.last_tile_embedding is not None, "The stitched layout has an embedding of the last tile."
     torch.nn.init.normal_(connector.last_tile_embedding)
-    # As published: vLLM knows no tokens that are never written, so they must be improbable.
+    # As in the published checkpoint. vLLM does not suppress image tokens, so they must be improbable.
     model.lm_head.weight.data[model.config.suppressed_token_ids] = 0
     model.to(model.config.dtype).save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(DIGITS)
@@ -108,7 +109,7 @@ def random_stitched_checkpoint(folder: Path) -> Path:
 
 
 def data_url(image) -> str:
-    """An image as OpenAI's API takes it."""
+    """An image as a data URL, for OpenAI's API."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -138,7 +139,7 @@ def conversations() -> list[list[dict]]:
 
 
 def compare(name: str, folder: Path, asked: list[list[dict]], expected: list[dict]) -> bool:
-    """Asks vLLM in every mode, in a process of its own that never imports the package, and prints how it compares."""
+    """Asks vLLM in every mode, each in its own process that does not import the package, and prints the comparison."""
     equal = True
     for mode in MODES:
         job = folder.with_suffix(".job.json")
@@ -188,7 +189,7 @@ def main() -> int:
             asked = conversations()
             folder = export_to_hub(source, workspace / name)
             equal &= compare(name, folder, asked, ask_transformers(source, asked))
-    print("vLLM answers like Transformers" if equal else "vLLM answers differently")
+    print("vLLM gives the same answers as Transformers" if equal else "vLLM gives other answers than Transformers")
     return 0 if equal else 1
 
 

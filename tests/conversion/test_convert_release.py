@@ -85,7 +85,7 @@ def test_round_trip_from_transformers_format_is_bitwise_equal(converted, tmp_pat
     again = convert_release(back, tmp_path / "ours")
     assert_same_weights(converted, again)
     assert content(converted, "config.json") == content(again, "config.json")
-    # The vision blocks that Transformers' format drops, because they are unused, are written as zeros and listed.
+    # The vision blocks that Transformers' format drops, because they are unused, are saved as zeros and listed.
     zeros = {name: tensor for name, tensor in weights(back).items() if name.startswith(UNUSED_BLOCKS)}
     assert len(zeros) == 30
     assert not any(tensor.any() for tensor in zeros.values())
@@ -215,11 +215,11 @@ def test_unsupported_configurations_are_an_error(
 
 
 def test_wrong_direction_is_an_error(published, converted, tmp_path):
-    with pytest.raises(ValueError, match="published layout already"):
+    with pytest.raises(ValueError, match="published format already"):
         convert_release(published, tmp_path / "a", reverse=True)
     with pytest.raises(ValueError, match="use --reverse"):
         convert_release(converted, tmp_path / "a")
-    with pytest.raises(ValueError, match="--source goes with --reverse"):
+    with pytest.raises(ValueError, match="--source requires --reverse"):
         convert_release(published, tmp_path / "a", source=published)
     with pytest.raises(ValueError, match="--source must be"):
         convert_release(converted, tmp_path / "a", reverse=True, source=converted)
