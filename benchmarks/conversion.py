@@ -56,7 +56,7 @@ TEXT_TOWER = {
 }
 
 
-# Biases in the published layout that Qwen3 lacks. They must be zero.
+# Biases in the published format that Qwen3 lacks. They must be zero.
 _ZERO = re.compile(r"language_model\..*\.[qkv]_b$")
 
 
@@ -206,7 +206,7 @@ def compose(folder: Path) -> None:
 
 def convert(folder: Path) -> None:
     checkpoint, num_values = make_published(folder)
-    print(f"published layout: {num_values:,} parameters, float32, {len(list(checkpoint.glob('*.safetensors')))} files")
+    print(f"published format: {num_values:,} parameters, float32, {len(list(checkpoint.glob('*.safetensors')))} files")
     copy_speed = measure_copy(checkpoint, folder / "copy")
     forget_pages(checkpoint)
     output = folder / "converted"

@@ -22,7 +22,6 @@ from jvlm import (
     JinaVLMProcessor,
     add_image_tokens,
 )
-from jvlm.processing import resizing
 
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -30,18 +29,6 @@ CORPUS = [
     " User: What is the name of this lady? Assistant: Her name is Ada.<|endoftext|>",
     " User: Which of the two images is darker? Assistant: The first one is darker.<|endoftext|>",
 ]
-
-
-@pytest.fixture(scope="session")
-def exact_resize() -> None:
-    """Skips bitwise pixel comparisons if PyTorch rounds sample positions differently, as PyTorch 2.6 does."""
-    before, after, weight = resizing._samples(1300, 378)
-    expected = torch.from_numpy(before).float().lerp(torch.from_numpy(after).float(), weight)
-    ramp = torch.arange(1300.0).view(1, 1, 1, -1)
-    if not torch.equal(torch.nn.functional.interpolate(ramp, size=(1, 378), mode="bilinear").flatten(), expected):
-        pytest.skip(
-            f"PyTorch {torch.__version__} rounds differently in resizing than the version that made the fixtures."
-        )
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:

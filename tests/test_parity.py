@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The published code's answers on a small checkpoint in the published layout, case by case."""
+"""The published code's answers on a small checkpoint in the published format, case by case."""
 
 import json
 from pathlib import Path
@@ -120,7 +120,6 @@ def test_places_of_cells(name, prepared, golden):
     assert torch.equal(to_samples(name, inputs, places, list(expected.shape)), expected.clamp(min=-1).long())
 
 
-@pytest.mark.usefixtures("exact_resize")
 @pytest.mark.parametrize("num_threads", [1, 2])
 @image_cases
 def test_pixels(name, num_threads, released_processor, golden):
@@ -137,7 +136,6 @@ def test_pixels(name, num_threads, released_processor, golden):
     assert_samples_close(patches, golden, f"{name}.pixels", PIXELS)
 
 
-@pytest.mark.usefixtures("exact_resize")
 @torch.no_grad
 @image_cases
 def test_features(name, prepared, golden, exact_model):
@@ -161,7 +159,6 @@ def test_features(name, prepared, golden, exact_model):
     torch.testing.assert_close(features, expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.usefixtures("exact_resize")
 @torch.no_grad
 @pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
 @cases
@@ -201,7 +198,6 @@ def test_greedy_tokens_without_cache(name, prepared, released_model):
     assert output[:, inputs["input_ids"].shape[1] :].tolist() == CASES[name]["greedy"]
 
 
-@pytest.mark.usefixtures("exact_resize")
 def test_mixed_batch(released_processor, released_model, golden):
     """Samples with one image, two and none in one batch, padded on the left, answer as they do alone."""
     names = ["tall", "text_only", "two_images", "tiny_image", "padded_batch"]

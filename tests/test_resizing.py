@@ -37,7 +37,6 @@ def interpolated(image: torch.Tensor, size: tuple[int, int], **kwargs) -> torch.
     return F.interpolate(image.float()[:, None], size=size, **kwargs)[:, 0]
 
 
-@pytest.mark.usefixtures("exact_resize")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("size", "new_size"), SHRINKING)
 def test_shrinking_equals_pytorch(size, new_size, kind):
@@ -47,7 +46,6 @@ def test_shrinking_equals_pytorch(size, new_size, kind):
     assert torch.equal(resizing._resize_sampled(KINDS[kind](image), new_size), expected)
 
 
-@pytest.mark.usefixtures("exact_resize")
 def test_pillow_is_used_only_if_it_samples_the_same_pixels():
     agreements = {size: resizing._picks_samples(size, 329) for size in range(1000, 1040)}
     assert set(agreements.values()) == {False, True}

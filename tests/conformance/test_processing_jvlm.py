@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Transformers' common tests of processors, on the small model's and on one of the published layout."""
+"""Transformers' common tests of processors, on the small model's and on one of the published format."""
 
 import unittest
 from pathlib import Path

@@ -17,7 +17,6 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from distributed_program import ROWS_PER_STEP, RUNS, STREAM_STEPS, train
-from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -29,11 +28,7 @@ CONFIGS = ROOT / "examples" / "accelerate"
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
-needs_fsdp2 = pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.7"),
-    reason="FSDP2 of PyTorch 2.6 does not run on CPUs",
-)
-MARKS = {"ddp": [], "fsdp2": [needs_fsdp2], "deepspeed_zero3": [needs_deepspeed]}
+MARKS = {"ddp": [], "fsdp2": [], "deepspeed_zero3": [needs_deepspeed]}
 STRATEGIES = [pytest.param(strategy, marks=marks) for strategy, marks in MARKS.items()]
 CAN_FINETUNE = all(importlib.util.find_spec(name) is not None for name in ("datasets", "peft", "matplotlib"))
 EVERY_RUN = [pytest.param(strategy, run, marks=MARKS[strategy]) for strategy, runs in RUNS.items() for run in runs]
@@ -198,7 +193,6 @@ def test_saved_checkpoint_is_complete(run_folder, folder, strategy, run):
     assert changed == {"language_model", "lm_head"} | vision
 
 
-@needs_fsdp2
 def test_processes_with_uneven_streams_stop_together(results):
     first, second = results("fsdp2", "stream")
     assert len(first["losses"]) == STREAM_STEPS
@@ -220,7 +214,6 @@ def test_fsdp_wraps_the_configured_blocks(build_model):
     assert found == {"SiglipEncoderLayer", "Qwen3DecoderLayer"}
 
 
-@needs_fsdp2
 @pytest.mark.skipif(not CAN_FINETUNE, reason="examples.finetune needs datasets, peft and matplotlib")
 def test_finetuning_program_with_fsdp2(run_folder, folder):
     run_folder("fsdp2", "mixed")  # the same launch runs the program
