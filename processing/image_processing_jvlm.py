@@ -178,7 +178,7 @@ class JinaVLMImageProcessor(PilBackend):
         if do_convert_rgb:
             image = image.expand(3, -1, -1) if image.shape[0] == 1 else image[:3]
         if image.shape[0] != 3:
-            raise ValueError(f"The model needs 3 channels, got an image of shape {shape}; set `do_convert_rgb=True`.")
+            raise ValueError(f"The model reads 3 channels, got an image of shape {shape}; set `do_convert_rgb=True`.")
         return image
 
     def geometry(self, images_kwargs: dict[str, Any] | None = None) -> TileGeometry:

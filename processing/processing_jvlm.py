@@ -103,7 +103,8 @@ class JinaVLMProcessor(ProcessorMixin):
         """
         if len(images) != len(text):
             raise ValueError(
-                f"Got {len(images)} lists of images for {len(text)} prompts; pass one, possibly empty, per prompt."
+                f"Got {len(images)} lists of images for {len(text)} prompts. The number of {self.image_token} tokens "
+                "in the prompts should be the same as the number of images; pass one list per prompt, empty for none."
             )
         for index, prompt_images in enumerate(images):
             count = text[index].count(self.image_token)

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""`draw_tiles` draws the pixels that the model receives, and outlines tiles where the geometry has them."""
+"""`draw_tiles` shows the `pixel_values`, and outlines the tiles at the windows of the geometry."""
 
 import numpy as np
 import PIL.Image

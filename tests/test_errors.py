@@ -60,7 +60,7 @@ def assert_message(error, *words: str):
         (["<|image|>", "<|image|>"], [2, 0], ["Prompt 0", "1 <|image|>", "2 images"]),
         (["<|image|>", "<|image|>"], [1, 0], ["Prompt 1", "1 <|image|>", "0 images"]),
         (["<|image|>", "<|image|><|image|>"], [1, 1], ["Prompt 1", "2 <|image|>", "1 image"]),
-        (["<|image|>"], [1, 1], ["2 lists of images", "1 prompts"]),
+        (["<|image|>"], [1, 1], ["2 lists of images", "1 prompts", "should be the same as the number of images"]),
         (["<|image|>", "<|image|>", "text"], [1, 1], ["2 lists of images", "3 prompts"]),
         ("<|image|>", None, ["1 <|image|>", "no images were passed"]),
         (["text", "<|image|>"], None, ["1 <|image|>", "no images were passed"]),
@@ -78,7 +78,7 @@ def test_numbers_of_placeholders_and_images_differ(build_processor, make_image, 
     assert_message(error, *words)
 
 
-def test_chat_template_without_images(processor):
+def test_conversation_without_images(processor):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Who?"}]}]
     with pytest.raises(ValueError, match=r"1 <\|image\|> tokens in the text but no images were passed"):
         processor.apply_chat_template(messages, tokenize=True, return_dict=True)
@@ -98,14 +98,14 @@ def test_prompts_are_not_strings(processor):
 
 
 def test_unpaired_surrogates_in_a_prompt(processor, make_image):
-    """A truncated JSON string may end in half of a character. The errors of tokenizers do not name it."""
-    for half in ("\ud83d", "\udfff"):
+    """A truncated JSON string may end in an unpaired surrogate. The errors of tokenizers do not name it."""
+    for surrogate in ("\ud83d", "\udfff"):
         for kwargs in ({}, {"images": [[], [make_image(40, 40)]]}):
             with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
-                processor(text=["fine 🙂", f"<|image|> {half}" if kwargs else half], **kwargs)
-            assert_message(error, "Prompt 1", repr(half), "surrogate")
+                processor(text=["fine 🙂", f"<|image|> {surrogate}" if kwargs else surrogate], **kwargs)
+            assert_message(error, "Prompt 1", repr(surrogate), "unpaired surrogate")
         with pytest.raises(ValueError, match="Prompt 0 contains"):
-            processor.apply_chat_template([{"role": "user", "content": half}], tokenize=True, return_dict=True)
+            processor.apply_chat_template([{"role": "user", "content": surrogate}], tokenize=True, return_dict=True)
 
 
 def test_no_inputs(processor):
@@ -184,14 +184,14 @@ def test_pixels_without_positions(build_inputs, build_model, make_image):
 # Images
 
 
-def assert_undecodable(image_processor, given, *words: str):
+def assert_undecodable(image_processor, images, *words: str):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
-        image_processor(given)
+        image_processor(images)
     assert_message(error, "cannot be decoded", *words)
 
 
 def png(height: int, width: int) -> bytes:
-    """A PNG file whose header has this size and whose data is empty."""
+    """The bytes of a PNG file with this size in its header and no pixel data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -201,7 +201,7 @@ def png(height: int, width: int) -> bytes:
 
 
 def test_decompression_bomb(processor, tmp_path):
-    """Pillow's limit applies, as the user has set it."""
+    """The limit that the user sets in Pillow applies."""
     path = tmp_path / "bomb.png"
     path.write_bytes(png(40_000, 40_000))
     assert_undecodable(processor.image_processor, str(path), "bomb.png", "PIL.Image.MAX_IMAGE_PIXELS")
@@ -304,10 +304,10 @@ def test_unsupported_array_dtypes(processor, array):
         processor.image_processor(array)
 
 
-@pytest.mark.parametrize("thing", [5, {"a": 1}, object()], ids=str)
-def test_unsupported_types_of_images(processor, thing):
+@pytest.mark.parametrize("value", [5, {"a": 1}, object()], ids=str)
+def test_unsupported_types_of_images(processor, value):
     with pytest.raises((ValueError, TypeError), match=r"entries|image|type"):
-        processor.image_processor(thing)
+        processor.image_processor(value)
 
 
 @pytest.mark.parametrize("do_resize", [False, True])

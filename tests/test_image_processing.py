@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The image processor: all kinds of inputs, settings, and tiles compared with a reference implementation."""
+"""The image processor: input types, settings, and tiles compared with a reference implementation."""
 
 import copy
 import io
@@ -158,7 +158,7 @@ def test_floats_without_rescaling(image_processor, dtype):
 
 @pytest.mark.parametrize("resample", [PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
-def test_dtypes_with_little_support_in_pytorch(image_processor, dtype, resample):
+def test_dtypes_that_pytorch_hardly_supports(image_processor, dtype, resample):
     array = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)).to(dtype)
     outputs = process(image_processor, array, resample=resample)
     assert_equal(outputs, process(image_processor, array.float(), resample=resample))
@@ -280,7 +280,7 @@ def test_size_of_the_first_resize(image_processor, make_image, size, max_pixels,
 
 
 def test_number_of_threads_does_not_change_pixels(image_processor, make_image):
-    """Data loader workers run with one thread and must give the same pixels as the main process."""
+    """Data loader workers run with one thread and must return the same pixels as the main process."""
     images, before = [make_image(91, 133), make_image(64, 64, 1)], torch.get_num_threads()
     outputs = {}
     try:

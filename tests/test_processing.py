@@ -377,7 +377,7 @@ def test_assistant_mask_of_a_single_chat(build_processor, make_image, user, assi
 
 
 def test_assistant_mask_with_the_published_tokenizer(released_processor, make_image, user, assistant):
-    """The default template adds generation marks, which the published one lacks. The BOS token is not masked."""
+    """The default template marks answers for the mask, the published one does not. The mask excludes the BOS token."""
     released_processor.chat_template = JinaVLMProcessor(
         released_processor.image_processor, released_processor.tokenizer
     ).chat_template

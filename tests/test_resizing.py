@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Resizing gives bitwise the results of PyTorch, for every kind of image and any number of threads."""
+"""Resizing is bitwise equal to PyTorch, for every type of image and any number of threads."""
 
 import numpy as np
 import PIL.Image
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from jvlm.processing import resizing
 
 
-# Old and new size; the last two shrink along one axis only.
-SHRINKING = [((600, 800), (213, 287)), ((300, 420), (100, 140)), ((1024, 700), (329, 400)), ((900, 60), (90, 84))]
-SHRINKING += [((60, 900), (77, 100))]
+# Old and new size. The last two are downsampled along one axis only.
+DOWNSAMPLED = [((600, 800), (213, 287)), ((300, 420), (100, 140)), ((1024, 700), (329, 400)), ((900, 60), (90, 84))]
+DOWNSAMPLED += [((60, 900), (77, 100))]
 
 
 def as_pillow(image: torch.Tensor) -> PIL.Image.Image:
@@ -32,14 +32,14 @@ def random_image(size: tuple[int, int]) -> torch.Tensor:
 
 
 def interpolated(image: torch.Tensor, size: tuple[int, int], **kwargs) -> torch.Tensor:
-    """Resizes each channel as an image of its own with PyTorch."""
+    """Resizes each channel separately with PyTorch."""
     kwargs = {"mode": "bilinear", "align_corners": False, **kwargs}
     return F.interpolate(image.float()[:, None], size=size, **kwargs)[:, 0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("size", "new_size"), SHRINKING)
-def test_shrinking_equals_pytorch(size, new_size, kind):
+@pytest.mark.parametrize(("size", "new_size"), DOWNSAMPLED)
+def test_downsampling_equals_pytorch(size, new_size, kind):
     image = random_image(size)
     expected = interpolated(image, new_size).round()
     assert torch.equal(resizing.resize(KINDS[kind](image), new_size), expected)

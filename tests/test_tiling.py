@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""The tile geometry against the numbers of the figure and the published checkpoint, and against simple loops."""
+"""The tile geometry compared with the paper's figure, the published checkpoint and a reference implementation."""
 
 import itertools
 
