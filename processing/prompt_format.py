@@ -9,17 +9,19 @@ IMAGE_PLACEHOLDER = "<|image|>"
 EXPANDED_IMAGE_TOKENS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
 IMAGE_TOKENS = [*EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER]
 
-# Each message starts with a space. There are no line breaks, and an answer ends with the EOS token.
+# Each message starts with a space. There are no line breaks, and an answer ends with the EOS token. vLLM looks for the
+# loops over `message['content']` to find out that contents are lists of parts.
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{- ' ' + message['role'].capitalize() + ':' -}}"
-    "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string "
-    "else message['content'] -%}"
     "{%- if message['role'] == 'assistant' -%}"
-    "{%- generation -%}{{- ' ' -}}{%- for part in parts -%}{{- part['text'] -}}{%- endfor -%}{{- eos_token -}}"
-    "{%- endgeneration -%}{%- else -%}"
-    "{{- 'BEFORE_CONTENT' -}}"
-    "{%- for part in parts -%}"
+    "{%- generation -%}{{- ' ' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}{{- part['text'] -}}{%- endfor -%}{%- endif -%}"
+    "{{- eos_token -}}{%- endgeneration -%}"
+    "{%- elif message['content'] is string -%}{{- ' ' + message['content'] -}}"
+    "{%- else -%}{{- 'BEFORE_CONTENT' -}}"
+    "{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}"
     "{%- elif part['type'] == 'text' -%}{{- 'BEFORE_TEXT' + part['text'] -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{%- endfor -%}"

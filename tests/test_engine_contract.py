@@ -7,6 +7,7 @@ layers and attention of their own. `make vllm` checks the same with vLLM itself.
 
 import re
 
+import jinja2
 import PIL.Image
 import pytest
 import torch
@@ -146,6 +147,15 @@ def test_modalities(build_processor):
     # Each would be taken for one more kind of input, or be written around every placeholder.
     for name in ("video_processor", "feature_extractor", "audio_processor", "image_start_token", "image_end_token"):
         assert not hasattr(processor, name)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chat_template_loops_over_contents(build_processor, layout):
+    """vLLM passes contents as lists of parts only if the template has such a loop."""
+    template = re.sub(r"\{%-? (end)?generation -?%\}", "", build_processor(layout).chat_template)
+    loops = [loop.iter for loop in jinja2.Environment().parse(template).find_all(jinja2.nodes.For)]
+    keys = {loop.arg.value for loop in loops if isinstance(loop, jinja2.nodes.Getitem)}
+    assert keys == {"content"}
 
 
 # Model
