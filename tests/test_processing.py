@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 import torch
 from helpers import LAYOUTS, MARKERS, chat_inputs, encode_base64, run_lengths
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer
 
 from jvlm import JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
@@ -249,6 +250,16 @@ def test_bos_token_is_added_once(build_processor, make_image):
         assert ids == [end_of_text, *plain]
         given = processor(**{**kwargs, "text": processor.tokenizer.eos_token + kwargs["text"]})["input_ids"][0]
         assert given == ids
+
+
+def test_bos_token_is_not_added_again_by_the_tokenizer(build_processor, bare_tokenizer):
+    bos_token, bos_token_id = bare_tokenizer.eos_token, bare_tokenizer.eos_token_id
+    bare_tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos_token} $A", special_tokens=[(bos_token, bos_token_id)]
+    )
+    ids = build_processor(tokenizer=bare_tokenizer, add_bos_token=True)(text="Well?")["input_ids"][0]
+    assert ids[0] == bos_token_id
+    assert ids.count(bos_token_id) == 1
 
 
 # Conversations
