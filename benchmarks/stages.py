@@ -93,8 +93,8 @@ def merge_images(model, prompt: dict) -> torch.Tensor:
     tiles = {name: prompt[name] for name in ("pixel_values", "image_token_positions")}
     features = torch.cat(model.get_image_features(**tiles).pooler_output)
     embeddings = model.get_input_embeddings()(prompt["input_ids"])
-    mask = model.get_placeholder_mask(prompt["input_ids"], embeddings, features)
-    return embeddings.masked_scatter(mask, features.to(embeddings))
+    mask = prompt["input_ids"] == model.config.image_token_id
+    return embeddings.masked_scatter(mask.unsqueeze(-1), features.to(embeddings))
 
 
 def vision(bench: Bench) -> list[dict]:

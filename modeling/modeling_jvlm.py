@@ -326,7 +326,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         )
         return outputs
 
-    def get_placeholder_mask(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
+    def _find_image_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The positions of the image tokens, `[batch, sequence]`; without `input_ids` found by their embedding."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
@@ -398,7 +398,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
         image_features = None
         if pixel_values is not None:
-            image_mask = self.get_placeholder_mask(input_ids, inputs_embeds)  # [batch, sequence]
+            image_mask = self._find_image_tokens(input_ids, inputs_embeds)  # [batch, sequence]
             if image_plan is not None:
                 torch_compilable_check(
                     image_mask.sum() == image_plan.cell_indices.shape[0],
@@ -415,7 +415,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
             inputs_embeds = inputs_embeds + placed_features
         elif (image_outputs := (mm_encoder_outputs or {}).get("image")) is not None:
-            image_mask = self.get_placeholder_mask(input_ids, inputs_embeds)
+            image_mask = self._find_image_tokens(input_ids, inputs_embeds)
             num_tokens = [len(features) for features in image_outputs.pooler_output]
             self._check_prompt(num_tokens, *self._count_tokens(input_ids, image_mask).tolist())
             # `get_image_features` has added the embedding.

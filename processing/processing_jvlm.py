@@ -53,7 +53,10 @@ class JinaVLMProcessor(ProcessorMixin):
             token. The published checkpoint was trained with this token.
         """
         if tokenizer.eos_token is None:
-            raise ValueError("The tokenizer has no EOS token, which ends answers; set `tokenizer.eos_token`.")
+            raise ValueError(
+                "The tokenizer has no EOS token, which ends answers; set `tokenizer.eos_token`, in a checkpoint in "
+                "tokenizer_config.json."
+            )
         add_image_tokens(tokenizer)
         self.add_bos_token = add_bos_token
         self.image_token = IMAGE_PLACEHOLDER

@@ -55,7 +55,9 @@ def test_prompts_contain_the_image_tokens(bench):
     prompt = bench.prompt(bench.tiles(13))
     embeddings = merge_images(bench.model.model, prompt)
     outputs = bench.model(**prompt, use_cache=False)
-    assert torch.equal(embeddings[:, : len(outputs.image_hidden_states)][0], outputs.image_hidden_states)
+    features = outputs.image_hidden_states
+    image_token = bench.model.get_input_embeddings().weight[bench.model.config.image_token_id]
+    assert torch.equal(embeddings[0, : len(features)], features + image_token)
     assert bench.prompt(bench.tiles(1))["input_ids"].shape[1] < bench.prompt(bench.tiles(2))["input_ids"].shape[1]
 
 
