@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, torch_compilable_check
 
 
 @dataclass
@@ -82,10 +82,14 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
     )
 
 
-def trace_plan(image_token_positions: torch.Tensor) -> ImagePlan:
-    """The plan of a traced forward, whose shapes depend on no value: dropped cells are pooled too and come last."""
+def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tensor) -> ImagePlan:
+    """
+    The plan of a traced forward, whose shapes depend on no value: dropped cells are pooled too and come last. The
+    compiled code checks the number of kept cells against the number of image tokens in the prompt.
+    """
     is_kept, is_thumbnail = image_token_positions >= 0, image_token_positions[:, :1] == 0
-    num_kept = is_kept.sum(dim=1, keepdim=True)
+    num_kept = is_kept.sum(dim=1, keepdim=True)  # [tiles, 1]
+    torch_compilable_check(num_kept.sum() == num_image_tokens, "Image features and image tokens do not match.")
     first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0).values  # [tiles, 1]
     token = torch.where(is_kept, first_token + image_token_positions, image_token_positions.numel())
     order = token.flatten().argsort(stable=True)

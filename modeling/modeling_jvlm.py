@@ -406,10 +406,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 )
             else:
                 positions = self._check_positions(pixel_values, image_token_positions)
-                is_traced = torch.compiler.is_compiling()
-                image_plan = (
-                    trace_plan(positions) if is_traced else self._plan_prompt(positions, input_ids, image_mask)
-                )
+                if torch.compiler.is_compiling():
+                    image_plan = trace_plan(positions, image_mask.sum())
+                else:
+                    image_plan = self._plan_prompt(positions, input_ids, image_mask)
             image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)

@@ -228,3 +228,13 @@ class CountReads(TorchDispatchMode):
         if name in self.NAMES:
             self.reads.append(name)
         return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_compiled_code_checks_the_number_of_image_tokens(compilable_model, build_model, build_inputs):
+    inputs = build_inputs()
+    compiled = torch.compile(build_model(), backend="eager", fullgraph=True)
+    compiled(**inputs)
+    inputs["input_ids"][0, -1] = inputs["input_ids"][0, 0]  # an image token more
+    with pytest.raises(RuntimeError):
+        compiled(**inputs)

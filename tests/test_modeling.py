@@ -124,7 +124,9 @@ def test_the_tile_of_a_1x1_grid_is_encoded_once(build_model, build_processor, ma
     assert torch.equal(encoded[0], pixel_values[distinct])
     assert len(outputs.last_hidden_state) == len(distinct)
     # The plan of a traced forward encodes every tile. Matrix products of another size differ in the last bits.
-    everything = model.get_image_features(pixel_values, image_plan=trace_plan(positions)).pooler_output
+    everything = model.get_image_features(
+        pixel_values, image_plan=trace_plan(positions, torch.tensor(sum(plan_images(positions).num_tokens)))
+    ).pooler_output
     features = torch.cat(outputs.pooler_output)
     torch.testing.assert_close(features, everything[: len(features)], rtol=0, atol=1e-5)
 
