@@ -1,7 +1,10 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The plan of a batch's images: which pooled cell of which tile becomes which image token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,20 +14,23 @@ from transformers.utils import ModelOutput, torch_compilable_check
 @dataclass
 class ImagePlan(ModelOutput):
     r"""
-    Which pooled cell of which tile becomes which image token, as index tensors. [`plan_images`] makes it.
+    Which pooled cell of which tile becomes which image token, as index tensors. [`plan_images`] makes it. It is a
+    `ModelOutput`, so that `torch.compile` and `torch.export` take it as an input.
 
     Args:
         tile_indices (`torch.LongTensor` of shape `(distinct_tiles,)`):
             Rows of `pixel_values` that go through the vision tower.
-        cell_indices (`torch.LongTensor` of shape `(image_tokens,)`):
-            Cell of every image token in sequence order: an index into the cells of the distinct tiles, row by row. One
-            unused cell if there are no image tokens.
-        is_last_tile (`torch.BoolTensor` of shape `(image_tokens,)`):
-            Whether that cell lies in the last tile of its image.
+        cell_indices (`torch.LongTensor` of shape `(cells,)`):
+            Cells that the connector pools: indices into the cells of the distinct tiles, row by row. The first ones
+            are those of the image tokens, in sequence order.
+        is_last_tile (`torch.BoolTensor` of shape `(cells,)`):
+            Whether the cell lies in the last tile of its image.
         num_tiles (`tuple[int, ...]`, *optional*):
             Number of tiles of every image; `None` in a traced plan.
         num_tokens (`tuple[int, ...]`, *optional*):
             Number of image tokens of every image; `None` in a traced plan.
+        positions_shape (`tuple[int, int]`, *optional*):
+            Shape of the positions that the plan was made from; `None` in a traced plan.
     """
 
     tile_indices: torch.Tensor | None = None
@@ -32,6 +38,19 @@ class ImagePlan(ModelOutput):
     is_last_tile: torch.Tensor | None = None
     num_tiles: tuple[int, ...] | None = None
     num_tokens: tuple[int, ...] | None = None
+    positions_shape: tuple[int, int] | None = None
+
+
+def check_positions(image_token_positions: Any) -> torch.Tensor:
+    """`image_token_positions`, if it is a tensor of integers with two axes; else a `ValueError`."""
+    dtype, shape = getattr(image_token_positions, "dtype", None), tuple(getattr(image_token_positions, "shape", ()))
+    is_integer = isinstance(dtype, torch.dtype) and not dtype.is_floating_point and dtype != torch.bool
+    if not is_integer or len(shape) != 2:
+        raise ValueError(
+            "`image_token_positions` must be a tensor of integers of shape (tiles, pooled cells), got "
+            f"{dtype or type(image_token_positions)} of shape {shape}."
+        )
+    return image_token_positions
 
 
 def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
@@ -42,17 +61,13 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
         image_token_positions (`torch.Tensor` of shape `(tiles, pooled_cells)`, integers):
             Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped. The tile
             whose first cell is token 0 starts an image: a thumbnail keeps all of its cells. Tiles before the first
-            image belong to none.
+            image belong to none and have no tokens. If there are no image tokens at all, one cell is pooled that no
+            token uses, because attention needs one.
 
     Raises:
-        ValueError: if the positions of an image are not a permutation of its tokens.
+        ValueError: if the positions are no integers, or those of an image are not a permutation of its tokens.
     """
-    positions = image_token_positions.cpu().numpy()  # the one device-to-host copy of a prefill
-    if positions.ndim != 2 or positions.dtype.kind not in "iu":
-        raise ValueError(
-            "`image_token_positions` must hold integers of shape (tiles, pooled cells), got "
-            f"{image_token_positions.dtype} of shape {tuple(image_token_positions.shape)}."
-        )
+    positions = check_positions(image_token_positions).cpu().numpy()
     is_thumbnail, is_kept = positions[:, 0] == 0, positions >= 0
     image = is_thumbnail.cumsum() - 1  # [tiles], -1 before the first image
     tile, cell = is_kept.nonzero()  # [image tokens]
@@ -60,7 +75,8 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
     first_token = np.append(num_tokens.cumsum() - num_tokens, -1)  # the last entry is for tiles without an image
     token = first_token[image[tile]] + positions[tile, cell]
     order = token.argsort(kind="stable")
-    if (image[tile] < 0).any() or not np.array_equal(token[order], np.arange(len(token))):
+    is_permutation = np.array_equal(token[order], np.arange(len(token)))
+    if not is_permutation or not np.array_equal(is_kept.any(axis=1), image >= 0):
         raise ValueError(
             "`image_token_positions` must hold, for every image, each of its token indices 0, 1, 2, … once, and -1 "
             f"for dropped cells; got {len(token)} kept cells with indices up to {positions.max(initial=-1)} for "
@@ -71,7 +87,7 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
     distinct_tile = (~is_copy).cumsum() - 1  # [tiles]
     cell_indices = distinct_tile[tile] * positions.shape[1] + cell
     is_last_tile = np.append(is_thumbnail[1:], True)[tile]
-    if len(order) == 0:  # attention needs a cell to pool; no token uses it
+    if len(order) == 0:
         cell_indices, is_last_tile, order = np.zeros(1, int), np.zeros(1, bool), np.zeros(1, int)
     return ImagePlan(
         tile_indices=torch.from_numpy((~is_copy).nonzero()[0]),
@@ -79,23 +95,59 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
         is_last_tile=torch.from_numpy(is_last_tile[order]),
         num_tiles=tuple(num_tiles.tolist()),
         num_tokens=tuple(num_tokens.tolist()),
+        positions_shape=positions.shape,
     )
 
 
 def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tensor) -> ImagePlan:
     """
-    The plan of a traced forward, whose shapes depend on no value: dropped cells are pooled too and come last. The
-    compiled code checks the number of kept cells against the number of image tokens in the prompt.
+    The plan of a traced forward, whose shapes depend on no value: all tiles are encoded, and dropped cells are pooled
+    too and come last. The checks of `plan_images` and that of the number of image tokens are assertions of the
+    compiled code.
     """
-    is_kept, is_thumbnail = image_token_positions >= 0, image_token_positions[:, :1] == 0
+    positions = check_positions(image_token_positions)
+    is_kept, is_thumbnail = positions >= 0, positions[:, :1] == 0
     num_kept = is_kept.sum(dim=1, keepdim=True)  # [tiles, 1]
+    first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0).values
+    token = torch.where(is_kept, first_token + positions, positions.numel()).flatten()
+    order = token.argsort(stable=True)
+    index = torch.arange(positions.numel(), device=positions.device)
+    is_permutation = (token[order] == torch.where(index < num_kept.sum(), index, positions.numel())).all()
+    is_complete = ((num_kept > 0) == (is_thumbnail.cumsum(0) > 0)).all()
+    torch_compilable_check(is_permutation & is_complete, "`image_token_positions` is no permutation of image tokens.")
     torch_compilable_check(num_kept.sum() == num_image_tokens, "Image features and image tokens do not match.")
-    first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0).values  # [tiles, 1]
-    token = torch.where(is_kept, first_token + image_token_positions, image_token_positions.numel())
-    order = token.flatten().argsort(stable=True)
-    is_last_tile = is_thumbnail.roll(-1, 0).expand_as(is_kept)
-    tile_indices = torch.arange(image_token_positions.shape[0], device=image_token_positions.device)
+    is_last_tile = torch.cat([is_thumbnail[1:], torch.ones_like(is_thumbnail[:1])]).expand_as(is_kept)
+    tile_indices = torch.arange(positions.shape[0], device=positions.device)
     return ImagePlan(tile_indices, cell_indices=order, is_last_tile=is_last_tile.flatten()[order])
 
 
-__all__ = ["ImagePlan", "plan_images", "trace_plan"]
+def check_prompt(plan: ImagePlan, image_tokens: Sequence[int], num_start_tokens: int | None, layout: str) -> None:
+    r"""
+    Checks a plan against the prompts.
+
+    Args:
+        plan (`ImagePlan`): a plan of [`plan_images`].
+        image_tokens (`Sequence[int]`): number of image tokens of every prompt of the batch.
+        num_start_tokens (`int`, *optional*): number of `<im_start>` markers in all prompts, `None` if not known.
+        layout (`str`): layout of the model.
+
+    Raises:
+        ValueError: if the images do not fill the image tokens of every prompt, or the markers are of another layout.
+    """
+    num_tokens = plan.num_tokens or ()
+    if not set(accumulate(image_tokens)) <= {0, *accumulate(num_tokens)} or sum(image_tokens) != sum(num_tokens):
+        raise ValueError(
+            f"Image features and image tokens do not match, tokens: {sum(image_tokens)}, features: {sum(num_tokens)}. "
+            f"The prompts have {list(image_tokens)} image tokens, the images {list(num_tokens)}. Prepare prompts and "
+            "images in one call of the processor, and check that its `image_token_id` is the model's."
+        )
+    expected = 2 * len(num_tokens) if layout == "stitched" else 0
+    if num_start_tokens not in (None, expected):
+        raise ValueError(
+            f"The prompt has {num_start_tokens} <im_start> markers for {len(num_tokens)} images, but the model's "
+            f'layout "{layout}" has {expected}. Load model and processor from the same checkpoint, or set '
+            f'`image_processor.layout = "{layout}"`.'
+        )
+
+
+__all__ = ["ImagePlan", "check_positions", "check_prompt", "plan_images", "trace_plan"]

@@ -14,7 +14,7 @@
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..configuration.checkpoint_files import check_folder, listed, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from .image_plan import ImagePlan, plan_images, trace_plan
+from .image_plan import ImagePlan, check_positions, check_prompt, plan_images, trace_plan
 
 
 # Since Transformers 5.23, `output_hidden_states=[...]` counts the embeddings as hidden state 0.
@@ -175,7 +175,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        # Weights that a checkpoint lacks are initialised also where SigLIP does it for modules without own parameters.
+        # Transformers does not initialise modules without own parameters in custom code; SiglipAttention needs it.
         return False
 
     def _init_weights(self, module):
@@ -200,8 +200,8 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         check_folder(folder, needs_config=kwargs.get("config") is None)
         kwargs.setdefault("use_safetensors", True)  # never fall back to a pickle
         is_strict = pretrained_model_name_or_path is not None and not output_loading_info
-        if is_strict:
-            kwargs.setdefault("ignore_mismatched_sizes", True)  # the error below names them
+        may_mismatch = kwargs.setdefault("ignore_mismatched_sizes", None)
+        kwargs["ignore_mismatched_sizes"] = True  # the error below names such weights
         with name_damaged_file(folder):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
@@ -211,7 +211,8 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         unknown = {name for name in info["unexpected_keys"] if model.can_generate() or not name.startswith("lm_head.")}
         misshapen = {f"{name} {[*found]} instead of {[*size]}" for name, found, size in info["mismatched_keys"]}
         problems = {"lacks weights": info["missing_keys"], "holds unknown weights": unknown}
-        for problem, names in {**problems, "holds weights of another shape": misshapen}.items():
+        problems["holds weights of another shape"] = set() if may_mismatch else misshapen
+        for problem, names in problems.items():
             if is_strict and names:
                 raise ValueError(
                     f"{pretrained_model_name_or_path} {problem}: {listed(names)}. Check that all its files are "
@@ -274,7 +275,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         image_token_positions (`torch.LongTensor` of shape `(tiles, pooled_cells)`, *optional*):
             Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped.
         image_plan (`ImagePlan`, *optional*):
-            The plan of these positions, in their stead. `torch.export` needs it as an input.
+            Plan made from the positions by [`plan_images`]; it wins over them. `torch.export` needs it as an input.
 
         Returns:
             `pooler_output` is a tuple of one `(image_tokens, hidden_size)` tensor per image, or one tensor for all if
@@ -284,27 +285,29 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if image_plan is None:
             if torch.compiler.is_compiling():
                 raise ValueError("A traced `get_image_features` needs `image_plan`; make it outside of the trace.")
-            image_plan = plan_images(self._check_positions(pixel_values, image_token_positions))
+            self._check_tiles(pixel_values, getattr(image_token_positions, "shape", None))
+            image_plan = plan_images(check_positions(image_token_positions))
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
         image_features = outputs.pooler_output + self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
         num_tokens = image_plan.num_tokens
-        outputs.pooler_output = image_features if num_tokens is None else image_features.split(num_tokens)
+        if num_tokens is not None:
+            image_features = image_features[: sum(num_tokens)].split(num_tokens) if num_tokens else ()
+        outputs.pooler_output = image_features
         return outputs
 
-    def _check_positions(self, pixel_values: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
-        """`image_token_positions`, if there is a row for every tile and a column for every pooled cell."""
-        if positions is None:
+    def _check_tiles(self, pixel_values: torch.Tensor, positions_shape: tuple[int, ...] | None):
+        """Checks that there is a row of positions for every tile and a column for every pooled cell."""
+        if positions_shape is None:
             raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
         rows, cols = self.config.pooled_shape
-        if positions.shape != (len(pixel_values), rows * cols):
+        if tuple(positions_shape) != (len(pixel_values), rows * cols):
             raise ValueError(
-                f"`image_token_positions` has the shape {tuple(positions.shape)}, but there are "
+                f"`image_token_positions` has the shape {tuple(positions_shape)}, but there are "
                 f"{len(pixel_values)} tiles in `pixel_values`, and `config.pooled_grid` is {rows} × {cols} = "
                 f'{rows * cols} pooled cells (layout "{self.config.layout}"). Pass both as the processor returned '
                 "them, and load model and processor from the same checkpoint."
             )
-        return positions
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
         """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
@@ -333,34 +336,24 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         image_token = torch.full((1, 1), self.config.image_token_id, device=inputs_embeds.device)
         return (inputs_embeds == self.get_input_embeddings()(image_token)).all(dim=-1)
 
-    def _count_tokens(self, input_ids: torch.Tensor | None, image_mask: torch.Tensor) -> torch.Tensor:
-        """Numbers of image tokens and, with `input_ids`, of `<im_start>` markers in the prompt: `[2]` or `[1]`."""
-        masks = [image_mask] if input_ids is None else [image_mask, input_ids == self.config.image_start_token_id]
-        return torch.stack([mask.sum() for mask in masks])
-
-    def _check_prompt(self, num_tokens: Sequence[int], num_image_tokens: int, num_start_tokens: int | None = None):
-        """Checks the counts of `_count_tokens` against the numbers of image tokens of the images."""
-        if num_image_tokens != sum(num_tokens):
-            raise ValueError(
-                f"Image features and image tokens do not match, tokens: {num_image_tokens}, features: "
-                f"{sum(num_tokens)}. Prepare prompt and images in one call of the processor, and check that its "
-                f"`image_token_id` is the model's ({self.config.image_token_id})."
-            )
-        expected = 2 * len(num_tokens) if self.config.layout == "stitched" else 0
-        if num_start_tokens not in (None, expected):
-            raise ValueError(
-                f"The prompt has {num_start_tokens} <im_start> markers for {len(num_tokens)} images, but the model's "
-                f'layout "{self.config.layout}" has {expected}. Load model and processor from the same checkpoint, or '
-                f'set `image_processor.layout = "{self.config.layout}"`.'
-            )
-
-    def _plan_prompt(self, positions: torch.Tensor, input_ids: torch.Tensor | None, mask: torch.Tensor) -> ImagePlan:
+    def _plan_prompt(
+        self,
+        positions: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        image_mask: torch.Tensor,
+        plan: ImagePlan | None = None,
+    ) -> ImagePlan:
         """The plan of the images of a prompt, checked against it with one device-to-host copy for both."""
-        counts = self._count_tokens(input_ids, mask).to(positions.device)
-        host = torch.cat([positions.flatten(), counts]).cpu()
-        host_positions, counts = host.split([positions.numel(), len(counts)])
-        plan = plan_images(host_positions.view(positions.shape))
-        self._check_prompt(plan.num_tokens or (), *counts.tolist())
+        counts = image_mask.sum(dim=1)  # [batch]
+        if input_ids is not None:
+            counts = torch.cat([counts, (input_ids == self.config.image_start_token_id).sum()[None]])
+        if plan is None:
+            positions = check_positions(positions)
+            host = torch.cat([counts, positions.flatten().to(counts.device)]).cpu()
+            plan = plan_images(host[len(counts) :].view(positions.shape))
+            counts = host[: len(counts)]
+        image_tokens, starts = counts.tolist()[: len(image_mask)], counts.tolist()[len(image_mask) :]
+        check_prompt(plan, image_tokens, starts[0] if starts else None, self.config.layout)
         return plan
 
     @can_return_tuple
@@ -386,7 +379,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
-            The plan of these positions, in their stead, see [`plan_images`].
+            Plan made from the positions by [`plan_images`]; it wins over them.
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
@@ -399,27 +392,33 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         image_features = None
         if pixel_values is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)  # [batch, sequence]
-            if image_plan is not None:
-                torch_compilable_check(
-                    image_mask.sum() == image_plan.cell_indices.shape[0],
-                    "`image_plan` is not of this prompt: it has another number of image tokens.",
-                )
-            else:
-                positions = self._check_positions(pixel_values, image_token_positions)
-                if torch.compiler.is_compiling():
-                    image_plan = trace_plan(positions, image_mask.sum())
-                else:
-                    image_plan = self._plan_prompt(positions, input_ids, image_mask)
+            given = (
+                image_plan.positions_shape if image_plan is not None else getattr(image_token_positions, "shape", None)
+            )
+            if image_plan is None or given is not None:
+                self._check_tiles(pixel_values, given)
+            if torch.compiler.is_compiling():
+                num_image_tokens = image_mask.sum()
+                if image_plan is None:
+                    image_plan = trace_plan(check_positions(image_token_positions), num_image_tokens)
+                torch_compilable_check(num_image_tokens <= image_plan.cell_indices.shape[0], "too few image features")
+            elif image_plan is None or image_plan.num_tokens is not None:
+                image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask, image_plan)
             image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
             inputs_embeds = inputs_embeds + placed_features
         elif (image_outputs := (mm_encoder_outputs or {}).get("image")) is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)
-            num_tokens = [len(features) for features in image_outputs.pooler_output]
-            self._check_prompt(num_tokens, *self._count_tokens(input_ids, image_mask).tolist())
             # `get_image_features` has added the embedding.
             image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds)
+            torch_compilable_check(
+                image_mask.sum() == len(image_features),
+                lambda: (
+                    f"Image features and image tokens do not match, tokens: {image_mask.sum()}, features: "
+                    f"{len(image_features)}. Prepare prompt and images in one call of the processor."
+                ),
+            )
             inputs_embeds = inputs_embeds.masked_scatter(image_mask.unsqueeze(-1), image_features)
 
         # Trainer turns the cache off here and not in the text config; activation checkpointing of FSDP fails with one.
@@ -459,19 +458,22 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         """
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
-        if cache is not None and input_ids is not None and kwargs.get("pixel_values") is not None:
-            attention_mask, num_cached = kwargs.get("attention_mask"), int(cache.get_seq_length())
+        positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")
+        if input_ids is not None and kwargs.get("pixel_values") is not None and positions is not None:
+            self.model._check_tiles(kwargs["pixel_values"], check_positions(positions).shape)
+            plan = self.model._plan_prompt(positions, input_ids, input_ids == self.config.image_token_id)
+            num_cached = 0 if cache is None else int(cache.get_seq_length())
             is_whole_chat = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
-            if is_whole_chat and num_cached:
+            kwargs["image_plan"] = plan
+            if is_whole_chat and 0 < num_cached < input_ids.shape[1]:
                 self._drop_cached_images(kwargs, input_ids, num_cached)
         return super().generate(inputs, *args, **kwargs)
 
     def _drop_cached_images(self, model_kwargs: dict, input_ids: torch.Tensor, num_cached: int):
         """Drops the tiles of images whose tokens are among the first `num_cached` ones from the arguments."""
-        plan = plan_images(model_kwargs["image_token_positions"])
+        plan = model_kwargs.pop("image_plan")  # the images that are left get one of their own
         is_image = (input_ids == self.config.image_token_id).cpu()
         is_cached = (torch.arange(input_ids.shape[1]) < num_cached).expand_as(is_image)[is_image]  # [image tokens]
-        self.model._check_prompt(plan.num_tokens or (), len(is_cached))
         images = [tokens.numpy() for tokens in is_cached.split(plan.num_tokens)]
         if any(image.any() and not image.all() for image in images):
             raise ValueError(
@@ -497,7 +499,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         image_token_positions (`torch.LongTensor` of shape `(tiles, pooled_cells)`, *optional*):
             Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped.
         image_plan (`ImagePlan`, *optional*):
-            The plan of these positions, in their stead.
+            Plan made from the positions by [`plan_images`]; it wins over them.
         """
         return self.model.get_image_features(pixel_values, image_token_positions, image_plan, **kwargs)
 
@@ -528,7 +530,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         mm_token_type_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
-            The plan of these positions, in their stead, see [`plan_images`].
+            Plan made from the positions by [`plan_images`]; it wins over them.
 
         Example:
 

@@ -82,6 +82,8 @@ def _num_outputs(ours: dict) -> int:
 
 
 def _blocks(indices: list[int], ours: dict) -> list[int]:
+    if any(not -_num_outputs(ours) <= index < _num_outputs(ours) for index in indices):
+        raise ValueError(f"there are {_num_outputs(ours)} outputs")
     blocks = [index % _num_outputs(ours) for index in indices]
     if _num_outputs(ours) - 1 in blocks:
         raise ValueError("the output of the final norm cannot be a feature")
@@ -332,7 +334,8 @@ def read_config(published: dict[str, Any]) -> dict[str, Any]:
     ours["text_config.tie_word_embeddings"] = ours["tie_word_embeddings"]
     end_of_text = 151643 if vocab_size > 151645 else None  # the release's files may leave it to their code
     for name in TEXT_TOKEN_IDS:
-        ours[f"text_config.{name}"] = published.get(name) or text.get(name) or end_of_text
+        given = [settings[name] for settings in (published, text) if settings.get(name) is not None]
+        ours[f"text_config.{name}"] = given[0] if given else end_of_text
     if ours["text_config.eos_token_id"] == 151643:
         ours["text_config.eos_token_id"] = [151643, 151645]
     fields: dict[str, Any] = {}

@@ -206,6 +206,13 @@ def test_published_config_of_the_fixture(release):
     assert (*markers, config.image_token_id, config.image_column_token_id) == (512, 513, 514, 515)
 
 
+def test_published_token_id_zero():
+    published = {**published_config(), "eos_token_id": 0, "pad_token_id": 0}
+    config = JinaVLMConfig(**published)
+    assert (config.text_config.eos_token_id, config.text_config.pad_token_id) == (0, 0)
+    assert config.text_config.bos_token_id == 151643
+
+
 def test_feed_forward_width_from_ratio():
     published = published_config()
     published["text_config"]["block_config"]["ffn_config"].update(size=None, ratio=3)
@@ -247,6 +254,7 @@ def test_translation_does_not_change_its_input():
         ("vision_config.patch_dropout", 0.1),
         ("vision_config.use_absolute_positional_embeddings", False),
         ("vision_config.vit_layers", [-1, -10]),
+        ("vision_config.vit_layers", [100, -50]),
         ("vision_config.input_size", [378, 392]),
         ("vision_config.output_size", 1024),
         ("vision_config.block_config.postnorm", True),

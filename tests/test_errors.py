@@ -562,3 +562,16 @@ def test_truncated_weight_file(published):
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(Exception, match=r"(?i)invalid|incomplete|header|safetensors"):
         AutoModelForImageTextToText.from_pretrained(published)
+
+
+def test_weights_of_another_shape_on_request(build_model, tmp_path):
+    """`ignore_mismatched_sizes` and `output_loading_info` behave as in Transformers."""
+    build_model().save_pretrained(tmp_path)
+    name = "model.connector.pooling.q_proj.weight"
+    change_weights(tmp_path, lambda weights: weights.update({name: torch.zeros(3, 4)}))
+    with pytest.raises(ValueError, match=rf"holds weights of another shape: {name} \[3, 4\] instead of"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path)
+    _, info = AutoModelForImageTextToText.from_pretrained(tmp_path, output_loading_info=True)
+    assert [found[0] for found in info["mismatched_keys"]] == [name]
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
+    assert model.model.connector.pooling.q_proj.weight.shape == (16, 32)

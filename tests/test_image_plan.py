@@ -69,12 +69,72 @@ def test_positions_that_are_no_permutation(index, value):
 
 @pytest.mark.parametrize(
     "positions",
-    [torch.tensor(POSITIONS).float(), torch.tensor(POSITIONS) == 0, torch.arange(6), torch.zeros(2, 3, 4, dtype=int)],
-    ids=["floats", "booleans", "one axis", "three axes"],
+    [
+        torch.tensor(POSITIONS).float(),
+        torch.tensor(POSITIONS).bfloat16(),
+        torch.tensor(POSITIONS) == 0,
+        torch.arange(6),
+        torch.zeros(2, 3, 4, dtype=torch.int64),
+        POSITIONS,
+    ],
+    ids=["floats", "bfloat16", "booleans", "one axis", "three axes", "lists"],
 )
-def test_tensors_that_are_no_positions(positions):
-    with pytest.raises(ValueError, match=r"must hold integers of shape \(tiles, pooled cells\), got torch"):
+@pytest.mark.parametrize("function", [plan_images, lambda positions: trace_plan(positions, torch.tensor(12))])
+def test_tensors_that_are_no_positions(positions, function):
+    with pytest.raises(ValueError, match=r"must be a tensor of integers of shape \(tiles, pooled cells\), got"):
+        function(positions)
+
+
+@pytest.mark.parametrize("row", [3, 5])
+def test_a_tile_without_cells_among_the_images(row):
+    positions = torch.tensor(POSITIONS)
+    positions = torch.cat([positions[:row], torch.full((1, 3), -1), positions[row:]])
+    with pytest.raises(ValueError, match="each of its token indices"):
         plan_images(positions)
+    with pytest.raises(ValueError, match="no permutation"):
+        trace_plan(positions, torch.tensor(12))
+
+
+def test_tiles_before_the_first_image_belong_to_none():
+    positions = torch.tensor([[-1, -1, -1], *POSITIONS])
+    plan, traced = plan_images(positions), trace_plan(positions, torch.tensor(12))
+    assert plan.num_tiles == (3, 2)
+    assert torch.equal(plan.is_last_tile, traced.is_last_tile[:12])
+    assert traced.cell_indices[:9].tolist() == plan.cell_indices[:9].tolist()
+
+
+@pytest.mark.parametrize(("index", "value"), WRONG.values(), ids=WRONG)
+def test_traced_positions_that_are_no_permutation(index, value):
+    positions = torch.tensor(POSITIONS)
+    positions[index] = value
+    with pytest.raises(ValueError, match=r"no permutation of image tokens|do not match"):
+        trace_plan(positions, torch.tensor(12))
+
+
+@torch.no_grad()
+def test_images_in_another_order_than_their_prompts(build_model, build_inputs):
+    model, inputs = build_model(), build_inputs()
+    plan = plan_images(inputs["image_token_positions"])
+    assert len(set(plan.num_tokens)) == 3
+    first, second, third = torch.arange(len(inputs["pixel_values"])).split(plan.num_tiles)
+    order = torch.cat([second, first, third])
+    swapped = {name: inputs[name][order] for name in ("pixel_values", "image_token_positions")}
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+            call(**{**inputs, **swapped})
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        model(**{**inputs, **swapped}, image_plan=plan_images(swapped["image_token_positions"]))
+
+
+@torch.no_grad()
+def test_a_plan_of_a_batch_without_images(build_model, build_inputs):
+    model, inputs = build_model(), build_inputs(text="Well?", images=None)
+    expected = model(**inputs).logits
+    tile = {"pixel_values": torch.zeros(1, 3, 56, 56), "image_token_positions": torch.full((1, 12), -1)}
+    plan = plan_images(tile["image_token_positions"])
+    assert torch.equal(model(**inputs, **tile).logits, expected)
+    assert torch.equal(model(**inputs, **tile, image_plan=plan).logits, expected)
+    assert model.get_image_features(**tile).pooler_output == ()
 
 
 @pytest.mark.parametrize(("model_layout", "other"), [("independent", "stitched"), ("stitched", "independent")])
@@ -100,5 +160,7 @@ def test_a_plan_of_another_prompt(build_model, build_processor, make_image):
     inputs = processor(text="<|image|> Who?", images=make_image(90, 130), return_tensors="pt")
     other = processor(text="<|image|> Who?", images=make_image(40, 40), return_tensors="pt")
     plan = plan_images(other["image_token_positions"])
-    with pytest.raises(ValueError, match="`image_plan` is not of this prompt"):
+    with pytest.raises(ValueError, match=r"there are 7 tiles in `pixel_values`"):
         model(**inputs, image_plan=plan)
+    with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+        model(**{**inputs, "pixel_values": other["pixel_values"]}, image_plan=plan)

@@ -517,6 +517,13 @@ def test_images_in_a_cache_are_not_encoded_again(
         cache.crop(inputs["input_ids"].shape[1] - cache.get_seq_length())
 
 
+@layouts
+def test_prefill_in_chunks(build_model, build_inputs, layout):
+    model, inputs = build_model(layout), build_inputs(layout)
+    expected = model.generate(**inputs, **GREEDY)
+    assert torch.equal(model.generate(**inputs, **GREEDY, prefill_chunk_size=16), expected)
+
+
 def test_a_cache_that_ends_within_an_image(build_model, build_processor, make_image, user):
     model, inputs = build_model(), chat_inputs(build_processor(), [user(make_image(90, 130), "Which of the two?")])
     cache = DynamicCache(config=model.config.get_text_config())
