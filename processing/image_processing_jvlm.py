@@ -226,30 +226,36 @@ class JinaVLMImageProcessor(PilBackend):
         return smart_resize(height, width, *map(setting, ("patch_size", "min_pixels", "max_pixels")))
 
     def _preprocess(
-        self, images: list[PIL.Image.Image | torch.Tensor], return_tensors: str | TensorType | None = None, **kwargs
+        self,
+        images: list[PIL.Image.Image | torch.Tensor],
+        do_resize: bool,
+        do_rescale: bool,
+        do_normalize: bool,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
     ) -> BatchFeature:
-        call = SimpleNamespace(**kwargs)
+        call, settings = SimpleNamespace(**kwargs), {**kwargs, "do_resize": do_resize}
         if call.resample not in _INTERPOLATION:
             raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {call.resample!r}.")
         geometry, mode = self.geometry(kwargs), _INTERPOLATION[call.resample]
         tile_size, stride = geometry.tile_size, geometry.stride
-        mean_and_std = (call.image_mean, call.image_std) if call.do_normalize else (0.0, 1.0)
+        mean_and_std = (call.image_mean, call.image_std) if do_normalize else (0.0, 1.0)
         mean, std = (torch.tensor(values).expand(3) for values in mean_and_std)
         scale, shift = (1 / std).tolist(), -mean / std
 
         def rescale(image: torch.Tensor) -> torch.Tensor:
             # x / 255 and not x · (1/255), as in the published code.
-            return image.div_(1 / call.rescale_factor) if call.do_rescale else image
+            return image.div_(1 / call.rescale_factor) if do_rescale else image
 
-        sizes = [self._size_after_first_resize(*image_size(image), kwargs) for image in images]
+        sizes = [self._size_after_first_resize(*image_size(image), settings) for image in images]
         grids = [geometry.select_grid(*size, call.max_crops) for size in sizes]
         num_tiles = [1 + rows * cols for rows, cols in grids]
         pixel_values = empty(sum(num_tiles), 3, tile_size, tile_size)
-        is_rescaled = call.do_resize or call.resize_in_float32
+        is_rescaled = do_resize or call.resize_in_float32
         for image, size, grid, tiles in zip(images, sizes, grids, pixel_values.split(num_tiles), strict=True):
             if call.resize_in_float32:
                 image = rescale(as_float(image))
-            if call.do_resize:
+            if do_resize:
                 # Only the first resize of an 8-bit image rounds to integers.
                 image = resize(image, size, mode, call.antialias)
                 image = image if call.resize_in_float32 else rescale(image)

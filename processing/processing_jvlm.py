@@ -123,6 +123,17 @@ class JinaVLMProcessor(ProcessorMixin):
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
         """Also rejects an empty list, expanded image tokens and unpaired surrogates, and names the prompt."""
         super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None and not all(isinstance(prompt, str) for prompt in text):
+            raise ValueError("`text` must be a string or list of strings.")
+        # Transformers checks the numbers itself since 5.21.
+        num_placeholders = sum(prompt.count(self.image_token) for prompt in text or [])
+        num_images = 0 if images is None else len(make_flat_list_of_images(images))
+        if text is not None and num_placeholders != num_images:
+            found = f"{num_images} images" if num_images else "no images were passed"
+            raise ValueError(
+                f"The prompts have {num_placeholders} {self.image_token} tokens in the text but {found}. The number "
+                f"of {self.image_token} tokens in the prompts should be the same as the number of images."
+            )
         if text is not None and not text:
             raise ValueError("`text` is an empty list; pass at least one prompt.")
         for index, prompt in enumerate(text or []):
@@ -131,9 +142,9 @@ class JinaVLMProcessor(ProcessorMixin):
                     f"Prompt {index} contains {surrogate[0]!r}, an unpaired surrogate; remove it, for example with "
                     '`text.encode(errors="ignore").decode()`.'
                 )
-            if found := [token for token in EXPANDED_IMAGE_TOKENS if token in prompt]:
+            if reserved := [token for token in EXPANDED_IMAGE_TOKENS if token in prompt]:
                 raise ValueError(
-                    f"Prompt {index} contains {found[0]!r}, which is reserved for the processor; mark the position of "
+                    f"Prompt {index} contains {reserved[0]!r}, which is reserved for the processor; mark the position of "
                     f"an image with {self.image_token!r}."
                 )
 

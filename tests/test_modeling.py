@@ -519,7 +519,8 @@ def test_images_in_a_cache_are_not_encoded_again(
 
 @layouts
 def test_prefill_in_chunks(build_model, build_inputs, layout):
-    model, inputs = build_model(layout), build_inputs(layout)
+    model = build_model(layout)
+    inputs = build_inputs(layout)
     expected = model.generate(**inputs, **GREEDY)
     assert torch.equal(model.generate(**inputs, **GREEDY, prefill_chunk_size=16), expected)
 
