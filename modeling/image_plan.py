@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers.utils import ModelOutput, torch_compilable_check
 
+from ..configuration.configuration_jvlm import JinaVLMConfig
+
 
 @dataclass
 class ImagePlan(ModelOutput):
@@ -51,6 +53,20 @@ def check_positions(image_token_positions: Any) -> torch.Tensor:
             f"{dtype or type(image_token_positions)} of shape {shape}."
         )
     return image_token_positions
+
+
+def check_tiles(config: JinaVLMConfig, pixel_values: torch.Tensor, positions_shape: tuple[int, ...] | None) -> None:
+    """Raises a `ValueError` unless there is a row of positions for every tile and a column for every pooled cell."""
+    if positions_shape is None:
+        raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
+    rows, cols = config.pooled_shape
+    if tuple(positions_shape) != (len(pixel_values), rows * cols):
+        raise ValueError(
+            f"`image_token_positions` has the shape {tuple(positions_shape)}, but there are {len(pixel_values)} tiles "
+            f"in `pixel_values`, and `config.pooled_grid` is {rows} × {cols} = {rows * cols} pooled cells (layout "
+            f'"{config.layout}"). Pass both as the processor returned them, and load model and processor from the '
+            "same checkpoint."
+        )
 
 
 def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
@@ -150,4 +166,4 @@ def check_prompt(plan: ImagePlan, image_tokens: Sequence[int], num_start_tokens:
         )
 
 
-__all__ = ["ImagePlan", "check_positions", "check_prompt", "plan_images", "trace_plan"]
+__all__ = ["ImagePlan", "check_positions", "check_prompt", "check_tiles", "plan_images", "trace_plan"]

@@ -34,7 +34,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..configuration.checkpoint_files import check_folder, listed, name_damaged_file
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from .image_plan import ImagePlan, check_positions, check_prompt, plan_images, trace_plan
+from .image_plan import ImagePlan, check_positions, check_prompt, check_tiles, plan_images, trace_plan
 
 
 # Since Transformers 5.23, `output_hidden_states=[...]` counts the embeddings as hidden state 0.
@@ -285,7 +285,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if image_plan is None:
             if torch.compiler.is_compiling():
                 raise ValueError("A traced `get_image_features` needs `image_plan`; make it outside of the trace.")
-            self._check_tiles(pixel_values, getattr(image_token_positions, "shape", None))
+            check_tiles(self.config, pixel_values, getattr(image_token_positions, "shape", None))
             image_plan = plan_images(check_positions(image_token_positions))
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
@@ -295,19 +295,6 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_features = image_features[: sum(num_tokens)].split(num_tokens) if num_tokens else ()
         outputs.pooler_output = image_features
         return outputs
-
-    def _check_tiles(self, pixel_values: torch.Tensor, positions_shape: tuple[int, ...] | None):
-        """Checks that there is a row of positions for every tile and a column for every pooled cell."""
-        if positions_shape is None:
-            raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
-        rows, cols = self.config.pooled_shape
-        if tuple(positions_shape) != (len(pixel_values), rows * cols):
-            raise ValueError(
-                f"`image_token_positions` has the shape {tuple(positions_shape)}, but there are "
-                f"{len(pixel_values)} tiles in `pixel_values`, and `config.pooled_grid` is {rows} × {cols} = "
-                f'{rows * cols} pooled cells (layout "{self.config.layout}"). Pass both as the processor returned '
-                "them, and load model and processor from the same checkpoint."
-            )
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
         """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
@@ -396,7 +383,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 image_plan.positions_shape if image_plan is not None else getattr(image_token_positions, "shape", None)
             )
             if image_plan is None or given is not None:
-                self._check_tiles(pixel_values, given)
+                check_tiles(self.config, pixel_values, given)
             if torch.compiler.is_compiling():
                 num_image_tokens = image_mask.sum()
                 if image_plan is None:
@@ -460,7 +447,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")
         if input_ids is not None and kwargs.get("pixel_values") is not None and positions is not None:
-            self.model._check_tiles(kwargs["pixel_values"], check_positions(positions).shape)
+            check_tiles(self.config, kwargs["pixel_values"], check_positions(positions).shape)
             plan = self.model._plan_prompt(positions, input_ids, input_ids == self.config.image_token_id)
             num_cached = 0 if cache is None else int(cache.get_seq_length())
             is_whole_chat = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]

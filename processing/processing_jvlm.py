@@ -144,8 +144,8 @@ class JinaVLMProcessor(ProcessorMixin):
                 )
             if reserved := [token for token in EXPANDED_IMAGE_TOKENS if token in prompt]:
                 raise ValueError(
-                    f"Prompt {index} contains {reserved[0]!r}, which is reserved for the processor; mark the position of "
-                    f"an image with {self.image_token!r}."
+                    f"Prompt {index} contains {reserved[0]!r}, which is reserved for the processor; mark the position "
+                    f"of an image with {self.image_token!r}."
                 )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
