@@ -384,13 +384,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             )
             if image_plan is None or given is not None:
                 check_tiles(self.config, pixel_values, given)
-            if torch.compiler.is_compiling():
-                num_image_tokens = image_mask.sum()
-                if image_plan is None:
-                    image_plan = trace_plan(check_positions(image_token_positions), num_image_tokens)
-                torch_compilable_check(num_image_tokens <= image_plan.cell_indices.shape[0], "too few image features")
-            elif image_plan is None or image_plan.num_tokens is not None:
+            is_traced = torch.compiler.is_compiling()
+            if image_plan is None and is_traced:
+                image_plan = trace_plan(check_positions(image_token_positions), image_mask.sum())
+            elif image_plan is None or (image_plan.num_tokens is not None and not is_traced):
                 image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask, image_plan)
+            if is_traced or image_plan.num_tokens is None:
+                has_features = image_mask.sum() <= image_plan.cell_indices.shape[0]
+                torch_compilable_check(has_features, "`image_plan` has fewer image tokens than the prompt.")
             image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from jvlm import plan_images
+from jvlm import ImagePlan, plan_images
 from jvlm.modeling.image_plan import trace_plan
 
 
@@ -164,3 +164,6 @@ def test_a_plan_of_another_prompt(build_model, build_processor, make_image):
         model(**inputs, image_plan=plan)
     with pytest.raises(ValueError, match="Image features and image tokens do not match"):
         model(**{**inputs, "pixel_values": other["pixel_values"]}, image_plan=plan)
+    without_numbers = ImagePlan(plan.tile_indices, plan.cell_indices, plan.is_last_tile)
+    with pytest.raises(ValueError, match="`image_plan` has fewer image tokens than the prompt"):
+        model(**inputs, image_plan=without_numbers)
