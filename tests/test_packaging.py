@@ -5,9 +5,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -95,6 +98,37 @@ def setup(distclass):
 setuptools.setup = setup
 runpy.run_path("setup.py", run_name="__main__")
 """
+
+
+@needs_links
+def test_sdist_and_wheel_are_complete(tmp_path):
+    """The wheel is built from the sdist. Both hold all modules, the shipped model and its samples."""
+    pytest.importorskip("setuptools")
+    source, dist = tmp_path / "source", tmp_path / "dist"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*FOLDERS, "src", "examples/digits/model"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-c", "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"]
+    subprocess.run([*build, "build_sdist", str(dist)], cwd=source, capture_output=True, check=True)
+    sdist = next(dist.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = tmp_path / "unpacked" / sdist.name.removesuffix(".tar.gz")
+    subprocess.run([*build, "build_wheel", str(dist)], cwd=unpacked, capture_output=True, check=True)
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
+        found = set(archive.namelist())
+    expected = {
+        str(path.relative_to(ROOT / "src"))
+        for package in ("jvlm", "jvlm_cli")
+        for folder in (ROOT / "src" / package, *(path for path in (ROOT / "src" / package).iterdir() if path.is_dir()))
+        for path in folder.glob("*.py")
+    }
+    assert {f"jvlm/{folder}/__init__.py" for folder in FOLDERS} <= expected
+    model = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "samples/page-1x1.png"}
+    assert expected | {f"jvlm/shipped_model/{name}" for name in model} <= found
+    assert not [name for name in found if name.startswith(("tests", "examples"))]
 
 
 @pytest.mark.parametrize("linked", [True, False])
