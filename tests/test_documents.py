@@ -36,6 +36,8 @@ def python_blocks() -> list:
 
 @pytest.mark.parametrize("block", python_blocks())
 def test_code_runs(block, release, tmp_path, make_image, monkeypatch, request):
+    if "torchao" in block:
+        pytest.importorskip("torchao")
     make_image(120, 160).save(tmp_path / "photo.jpg")
     question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     answer = [{"type": "text", "text": "A lake."}]
@@ -110,3 +112,8 @@ def test_parameters_are_those_of_the_default_configuration():
     counts, _ = parameters.parameters()
     text = read("docs/benchmarks.md")
     assert all(f"{number:,}" in text for number in counts.values())
+
+
+def test_the_memory_table_is_what_the_command_prints(capsys):
+    parameters.main(["--memory"])
+    assert capsys.readouterr().out in read("docs/faq.md")
