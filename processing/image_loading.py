@@ -64,6 +64,15 @@ def load_image(image: Any, timeout: float = 30.0) -> Any:
 
 
 @contextmanager
+def naming_image(index: int) -> Iterator[None]:
+    """Puts the index of an image in front of the message of a `ValueError`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Image {index}: {error}") from error
+
+
+@contextmanager
 def decoding(name: str) -> Iterator[None]:
     """Turns the errors of Pillow's decoders, which are of many classes, into a `ValueError` that names the image."""
     with _naming_cause(f"{name} cannot be decoded", "check that the file is complete and an image"):
