@@ -8,7 +8,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import torch
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, is_torch_tensor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import logging
 
 from .image_loading import decoding
@@ -24,7 +24,7 @@ def with_channel_axis(image: np.ndarray | torch.Tensor) -> np.ndarray | torch.Te
     Raises:
         ValueError: if the number of dimensions is wrong, or a tensor is not dense or has no data.
     """
-    if is_torch_tensor(image) and (image.is_nested or image.is_meta or image.layout != torch.strided):
+    if isinstance(image, torch.Tensor) and (image.is_nested or image.is_meta or image.layout != torch.strided):
         kind = "nested" if image.is_nested else f"on {image.device}, with the layout {image.layout}"
         raise ValueError(f"a Tensor of dtype {image.dtype} cannot be read (it is {kind}); pass a dense tensor.")
     if image.ndim not in (2, 3, 4):
@@ -40,7 +40,7 @@ def to_rgb(
     do_convert_rgb: bool | None = None,
     input_data_format: str | ChannelDimension | None = None,
     do_rescale: bool | None = None,
-    rescale_factor: float | None = None,
+    rescale_factor: float = 1 / 255,
 ) -> PIL.Image.Image | torch.Tensor:
     """
     Converts an image to RGB. The docs of the image processor list the rules for modes, dtypes and transparency.
@@ -51,7 +51,7 @@ def to_rgb(
         do_convert_rgb (`bool`, *optional*): whether to convert images that do not have three channels.
         input_data_format (`str` or `ChannelDimension`, *optional*): position of the channels of an array.
         do_rescale (`bool`, *optional*): whether the values will be multiplied by `rescale_factor`.
-        rescale_factor (`float`, *optional*): factor that makes white 1.
+        rescale_factor (`float`, *optional*, defaults to 1/255): factor that makes white 1.
 
     Returns:
         `PIL.Image.Image` of mode RGB or `torch.Tensor` of shape `[3, height, width]`.
@@ -66,13 +66,14 @@ def to_rgb(
             return image
         input_data_format = ChannelDimension.LAST
     try:
-        tensor = _from_torch(image) if is_torch_tensor(image) else _from_numpy(np.asarray(image))
+        tensor = _from_torch(image) if isinstance(image, torch.Tensor) else _from_numpy(np.asarray(image))
         if tensor.dtype == torch.bool and do_rescale:
             tensor = tensor.to(torch.uint8) * 255
         white = 255.0 if tensor.dtype == torch.uint8 else 1 / rescale_factor if do_rescale else 1.0
         tensor = _three_channels(tensor, do_convert_rgb, input_data_format, white)
         if tensor.dtype != torch.uint8:
-            _check_range(*map(float, tensor.float().aminmax()), white if do_rescale else None)
+            lowest, highest = map(float, tensor.float().aminmax())
+            _check_range(lowest, highest, white if do_rescale else None)
     except (RuntimeError, TypeError) as error:  # of PyTorch, for dtypes and kinds of tensors that lack an operation
         raise ValueError(f"a {type(image).__name__} of dtype {image.dtype} cannot be read ({error}).") from error
     return tensor
@@ -101,7 +102,7 @@ def _convert_pillow(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.
             return np.atleast_3d(np.array(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")
-            _warn_about_alpha(image.getchannel("A").getextrema()[0], 255)
+            _warn_about_alpha(np.asarray(image.getchannel("A")).min(), 255)
         return image.convert("RGB") if image.mode != "RGB" else image
 
 

@@ -166,9 +166,9 @@ class JinaVLMImageProcessor(PilBackend):
 
         return fetch(image_url_or_urls)
 
+    @auto_docstring
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
-        """Also checks the arguments, including those that the processor was loaded with."""
-        self._checked_settings(kwargs)
+        self._checked_settings(kwargs)  # also the settings of a file, which Transformers does not check
         return super().preprocess(images, *args, **kwargs)
 
     def _prepare_image_like_inputs(self, images: ImageInput, *args, **kwargs) -> list[PIL.Image.Image | torch.Tensor]:
@@ -187,7 +187,7 @@ class JinaVLMImageProcessor(PilBackend):
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_rescale: bool | None = None,
-        rescale_factor: float | None = None,
+        rescale_factor: float = 1 / 255,
         **kwargs,
     ) -> PIL.Image.Image | torch.Tensor:
         """Returns an RGB PIL image or a tensor `[3, height, width]`; `resize` then reads only the pixels it needs."""
@@ -317,8 +317,8 @@ def _numbers(name: str, value: Any, count: int) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError):
         pass  # no numbers, or not as many
     kind = "finite" if name == "image_mean" else "finite and above 0"
-    numbers = "a number" if count == 1 else f"a number or {count} numbers"
-    raise ValueError(f"`{name}` must be {numbers}, {kind}; got {value!r}.")
+    amount = "a number" if count == 1 else f"a number or {count} numbers"
+    raise ValueError(f"`{name}` must be {amount}, {kind}; got {value!r}.")
 
 
 def _geometry(settings: SimpleNamespace) -> TileGeometry:
