@@ -2,15 +2,20 @@
 """The paper's training recipe: `transformers.Trainer` with a learning rate and a warm-up for each module."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # Modules with their own settings. Parameters outside of these modules, such as `lm_head`, belong to the last one.
 MODULES = ("vision_tower", "connector", "language_model")
@@ -165,7 +170,37 @@ class JinaVLMTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        if num_skipped := getattr(self.data_collator, "num_skipped_rows", 0):
+            # Each process counts its own rows.
+            logger.warning(f"{num_skipped} rows were skipped in this process; a warning above says why for each.")
+        return output
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # A step may have no label if the collator skips bad rows; a mean over none would be NaN, and so the weights.
+        if num_items_in_batch is not None:
+            num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Also states the learning rate of each module, the stage and the frozen modules, in `README.md`."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir) / "README.md"
+            settings = [f"- {name}: {value}\n" for name, value in self._recipe().items()]
+            text = re.sub(r"- lr_scheduler_warmup_steps: .*\n", "", path.read_text(encoding="utf-8"))
+            text = re.sub(r"- learning_rate: .*\n", lambda _: "".join(settings), text)
+            path.write_text(text, encoding="utf-8")
+
+    def _recipe(self) -> dict[str, Any]:
+        """What the model card states in place of the one learning rate and warm-up of [`TrainingArguments`]."""
+        recipe: dict[str, Any] = {"stage": self.args.stage} if self.args.stage else {}
+        trained = {_module_of(name) for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        for module in MODULES:
+            rate, warmup = self._setting(module, "learning_rate"), self._setting(module, "warmup_steps")
+            recipe[f"{module}_learning_rate"] = rate if module in trained else "none, all its weights are frozen"
+            recipe |= {f"{module}_warmup_steps": warmup} if module in trained else {}
+        return recipe | ({"freeze": ", ".join(self.args.freeze)} if self.args.freeze else {})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         is_new = self.optimizer is None

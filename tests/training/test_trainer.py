@@ -3,6 +3,7 @@
 
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -162,6 +163,37 @@ def test_predictions_are_only_logits(build_trainer, build_row):
     predictions = trainer.predict(rows).predictions
     assert predictions.shape[0] == 3
     assert predictions.shape[2] == trainer.model.config.text_config.vocab_size
+
+
+def test_steps_without_labels_give_no_nan(build_trainer, build_row, caplog):
+    """Skipped rows have no label: a step of them is no NaN, and they are counted at the end."""
+    rows = [build_row(number, num_images=0) for number in range(4)]
+    rows[1]["messages"].pop()
+    rows[2]["messages"].pop()
+    trainer = build_trainer(rows, per_device_train_batch_size=1, train_sampling_strategy="sequential")
+    trainer.data_collator.skip_bad_rows = True
+    with caplog.at_level("WARNING", logger="jvlm"):
+        trainer.train()
+    assert [loss > 0 for loss in losses(trainer)] == [True, False, False, True]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(trainer.model).values())
+    assert "2 rows were skipped" in caplog.text
+
+
+def test_model_card_states_the_rates_of_all_modules(build_trainer, tmp_path):
+    trainer = build_trainer(stage="instruction", learning_rate=5e-5, freeze=["vision_tower"], global_batch_size=2)
+    trainer.create_model_card(model_name="tuned")
+    card = (tmp_path / "run" / "README.md").read_text()
+    settings = dict(re.findall("^- ([a-z_]+): (.*)$", card, flags=re.MULTILINE))
+    rates = {group["module"]: group["lr"] for group in trainer.create_optimizer().param_groups}
+    assert rates.keys() == {"connector", "language_model"}
+    for module, rate in rates.items():
+        assert float(settings[f"{module}_learning_rate"]) == rate
+        assert float(settings[f"{module}_warmup_steps"]) == 0.1
+    assert "frozen" in settings["vision_tower_learning_rate"]
+    assert settings["stage"] == "instruction"
+    assert settings["freeze"] == "vision_tower"
+    assert "learning_rate" not in settings
+    assert "lr_scheduler_warmup_steps" not in settings
 
 
 # Resuming
