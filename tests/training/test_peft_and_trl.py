@@ -52,6 +52,25 @@ def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_r
     assert modules == {"vision_tower", "connector", "language_model"}
 
 
+def test_adapters_under_a_stage_have_higher_rates(
+    lora_model, build_processor, build_row, training_arguments, tmp_path
+):
+    """The rates of a stage are for full weights, of which the connector has some. A given rate is for both."""
+    for given, (adapters, full) in ((None, (20 * 1e-5, 5e-6)), (3e-4, (3e-4, 3e-4))):
+        args = training_arguments(stage="instruction", learning_rate=given, global_batch_size=2, max_steps=1)
+        trainer = train(lora_model, build_processor(), [build_row()] * 2, args)
+        assert trainer._rate("language_model", is_adapter=True) == pytest.approx(adapters)
+        assert trainer._rate("connector") == full
+        groups = trainer.optimizer.param_groups
+        assert {group["initial_lr"] for group in groups if group["module"] == "language_model"} == {adapters}
+        assert {group["initial_lr"] for group in groups if group["module"] == "connector"} == {full}
+        assert f"adapter parameters, learning rate {adapters:g}" in trainer.describe_run(1)
+        trainer.create_model_card()
+        card = (tmp_path / "run" / "README.md").read_text()
+        assert f"- language_model_adapters_learning_rate: {adapters}" in card
+        assert f"- connector_learning_rate: {full}" in card
+
+
 def test_adapters_save_load_and_merge(
     lora_model, build_model, build_processor, build_row, collate, training_arguments, tmp_path
 ):

@@ -10,7 +10,7 @@ import signal
 import pytest
 import torch
 from helpers import LAYOUTS, losses
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from jvlm.training import (
     STAGES,
@@ -180,7 +180,7 @@ def test_steps_without_labels_give_no_nan(build_trainer, build_row, caplog):
 
 
 def test_model_card_states_the_rates_of_all_modules(build_trainer, tmp_path):
-    trainer = build_trainer(stage="instruction", learning_rate=5e-5, freeze=["vision_tower"], global_batch_size=2)
+    trainer = build_trainer(stage="instruction", learning_rate=None, freeze=["vision_tower"], global_batch_size=2)
     trainer.create_model_card(model_name="tuned")
     card = (tmp_path / "run" / "README.md").read_text()
     settings = dict(re.findall("^- ([a-z_]+): (.*)$", card, flags=re.MULTILINE))
@@ -311,11 +311,60 @@ def test_stages_set_defaults(tmp_path, stage):
         assert getattr(args, name) == value
     assert args.gradient_accumulation_steps * 4 == STAGES[stage]["global_batch_size"]
     assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-6)
-    given = JinaVLMTrainingArguments(
-        output_dir=str(tmp_path), stage=stage, connector_learning_rate=1e-3, num_train_epochs=1, use_cpu=True
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"num_train_epochs": 3}, {"num_train_epochs": 3, "max_steps": -1}),  # 3 is the default of Transformers
+        ({"max_steps": 7}, {"max_steps": 7}),
+        ({"learning_rate": 5e-5}, {f"{module}_learning_rate": None for module in MODULES} | {"learning_rate": 5e-5}),
+        ({"connector_learning_rate": 1e-3}, {"connector_learning_rate": 1e-3, "vision_tower_learning_rate": 5e-6}),
+        ({"warmup_steps": 0}, {f"{module}_warmup_steps": None for module in MODULES} | {"warmup_steps": 0}),
+        ({"gradient_accumulation_steps": 1}, {"gradient_accumulation_steps": 1, "global_batch_size": None}),
+        ({"global_batch_size": 16}, {"gradient_accumulation_steps": 4}),
+        ({"lr_scheduler_type": "linear"}, {"lr_scheduler_type": "linear"}),
+    ],
+)
+def test_what_a_user_gives_wins_over_the_stage(tmp_path, given, expected):
+    args = JinaVLMTrainingArguments(
+        output_dir=str(tmp_path), stage="instruction", per_device_train_batch_size=4, use_cpu=True, **given
     )
-    assert given.connector_learning_rate == 1e-3
-    assert given.max_steps == -1
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_without_a_stage_defaults_are_those_of_transformers(tmp_path):
+    args = JinaVLMTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    for name in ("learning_rate", "warmup_steps", "num_train_epochs", "gradient_accumulation_steps", "max_steps"):
+        assert getattr(args, name) == getattr(TrainingArguments, name)
+    assert {getattr(args, f"{module}_learning_rate") for module in MODULES} == {None}
+
+
+def test_the_run_is_described_before_it_starts(build_trainer, capsys):
+    trainer = build_trainer(
+        stage="instruction",
+        learning_rate=None,
+        connector_learning_rate=1e-3,
+        max_steps=20,
+        gradient_accumulation_steps=2,
+        freeze=["vision_tower"],
+    )
+    optimizer = trainer.create_optimizer()
+    text = trainer.describe_run(20)
+    assert "20 steps of 4 rows (2 per device × 1 devices × 2 batches), 10 epochs" in text
+    assert "stage instruction" in text
+    lines = {line.split()[0]: line for line in text.splitlines()[1:]}
+    assert list(lines) == list(MODULES)
+    assert lines["vision_tower"].endswith("0 trainable parameters, frozen")
+    assert "learning rate 0.001, warm-up 2 steps" in lines["connector"]
+    assert "learning rate 1e-05, warm-up 2 steps" in lines["language_model"]
+    for module in ("connector", "language_model"):
+        groups = [group for group in optimizer.param_groups if group["module"] == module]
+        number = sum(parameter.numel() for group in groups for parameter in group["params"])
+        assert f" {number:,} trainable" in lines[module]
+    trainer = build_trainer(max_steps=1)
+    trainer.train()
+    assert capsys.readouterr().out.startswith(trainer.describe_run(1))
 
 
 @pytest.mark.parametrize(
@@ -323,6 +372,8 @@ def test_stages_set_defaults(tmp_path, stage):
     [
         ({"stage": "pretraining"}, "'pretraining'.*'alignment', 'instruction'"),
         ({"global_batch_size": 10, "per_device_train_batch_size": 4}, "10, but must be a multiple of 4:"),
+        ({"global_batch_size": 16, "gradient_accumulation_steps": 1}, r"`global_batch_size` \(16\) needs 2 .* is 1;"),
+        ({"remove_unused_columns": True}, "`remove_unused_columns` must be false"),
     ],
 )
 def test_invalid_arguments_are_an_error(tmp_path, arguments, problem):
