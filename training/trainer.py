@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 
@@ -146,7 +148,7 @@ class JinaVLMTrainingArguments(TrainingArguments):
             # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
             self.accelerator_config.dispatch_batches = False
 
-    def _set_defaults(self) -> None:
+    def _set_defaults(self):
         """Sets what nobody has given, from the stage or else to the default of Transformers."""
         stage = STAGES.get(self.stage or "", {})
         self.modules_at_stage_rate = {
@@ -179,15 +181,17 @@ class JinaVLMTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = global_batch_size // rows
         if given not in (None, self.gradient_accumulation_steps):
             raise ValueError(
-                f"`global_batch_size` ({global_batch_size}) needs {self.gradient_accumulation_steps} batches per step, "
-                f"but `gradient_accumulation_steps` is {given}; give only one of the two."
+                f"`global_batch_size` ({global_batch_size}) needs {self.gradient_accumulation_steps} batches per "
+                f"step, but `gradient_accumulation_steps` is {given}; give only one of the two."
             )
 
 
 class JinaVLMTrainer(Trainer):
     """
     [`Trainer`] with a separate learning rate and warm-up for vision tower, connector and language model. It freezes
-    the modules in `args.freeze`. `args` are [`JinaVLMTrainingArguments`].
+    the modules in `args.freeze`. `args` are [`JinaVLMTrainingArguments`]. Before the first step it prints its plan.
+    The evaluation loss is the mean over all label tokens, whatever the batch size and the number of processes, and
+    smoothed labels are those of the next token.
 
     `train(resume_from_checkpoint=True)` resumes from the last complete checkpoint, or starts from the beginning if
     there is none. In several processes, a streaming data set of 🤗 Datasets is repeated until `max_steps` is reached.
@@ -198,6 +202,9 @@ class JinaVLMTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._eval_sums = None  # sum of losses and number of label tokens, in evaluation
+        if self.label_smoother is not None:
+            self.label_smoother = _ShiftedLabelSmoother(self.args.label_smoothing_factor)
         self.add_callback(_PrintPlan(self))
         is_stream = isinstance(self.train_dataset, IterableDataset) and hasattr(self.train_dataset, "repeat")
         if is_stream and self.args.world_size > 1:
@@ -228,7 +235,50 @@ class JinaVLMTrainer(Trainer):
         # A step may have no label if the collator skips bad rows; a mean over none would be NaN, and so the weights.
         if num_items_in_batch is not None:
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._eval_sums is not None and labels is not None:
+            self._eval_sums += self._sum_losses(outputs["logits"], labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _sum_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of all label tokens on all processes, and their number."""
+        rows = []  # one at a time, for their logits are large in float32
+        for row_logits, row_labels in zip(logits, labels, strict=True):
+            targets = row_labels[1:].to(row_logits.device)
+            loss = nn.functional.cross_entropy(
+                row_logits[:-1].float(), targets, reduction="sum", label_smoothing=self.args.label_smoothing_factor
+            )
+            rows.append(torch.stack([loss, (targets != -100).sum().to(loss)]))
+        # Without the rows that are repeated to fill the last batch.
+        padded = self.accelerator.pad_across_processes(torch.stack(rows))
+        return self.accelerator.gather_for_metrics(padded).sum(dim=0).double().cpu()
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """
+        Also makes the loss the mean over all label tokens of the data set. That of [`Trainer`] is the mean over the
+        means of batches, so it depends on the batch size.
+        """
+        # A loss function of the user need not be a mean over tokens.
+        self._eval_sums = torch.zeros(2, dtype=torch.float64) if self.compute_loss_func is None else None
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self._eval_sums is not None and self._eval_sums[1]:
+                total, count = self._eval_sums.tolist()
+                output.metrics[f"{metric_key_prefix}_loss"] = total / count
+            return output
+        finally:
+            self._eval_sums = None
+
+    def _get_learning_rate(self) -> float:
+        self._rates = {group.get("module"): group["lr"] for group in self.optimizer.param_groups}
+        return super()._get_learning_rate()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also logs the learning rate of each module."""
+        if "learning_rate" in logs:
+            logs |= {f"{module}_learning_rate": rate for module, rate in self._rates.items() if module}
+        super().log(logs, start_time)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Also states the learning rate of each module, the stage and the frozen modules, in `README.md`."""
@@ -330,6 +380,13 @@ class JinaVLMTrainer(Trainer):
     def _warmup_steps(self, module: str, num_training_steps: int) -> int:
         warmup = self._setting(module, "warmup_steps")
         return int(warmup) if warmup >= 1 else math.ceil(num_training_steps * warmup)
+
+
+class _ShiftedLabelSmoother(LabelSmoother):
+    """Compares logits with the next token. [`Trainer`] does so for the models in its list of language models only."""
+
+    def __call__(self, model_output, labels, shift_labels=False, num_items_in_batch=None):
+        return super().__call__(model_output, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
 
 
 class _PrintPlan(TrainerCallback):

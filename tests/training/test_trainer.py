@@ -157,6 +157,72 @@ def test_evaluation_returns_a_finite_loss(build_trainer, build_row):
     assert math.isfinite(metrics["eval_loss"])
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_evaluation_loss_is_the_mean_over_tokens(build_trainer, build_row, label_smoothing):
+    """The rows have different numbers of label tokens, so means of batches would depend on the batch size."""
+    rows = [build_row(number, num_images=number % 2, num_turns=1 + number % 3) for number in range(7)]
+    trainer = build_trainer(label_smoothing_factor=label_smoothing)
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=label_smoothing
+    ).item()
+    for batch_size in (1, 3, 8):
+        trainer = build_trainer(label_smoothing_factor=label_smoothing, per_device_eval_batch_size=batch_size)
+        assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_labels_are_those_of_the_next_token(build_trainer, build_row):
+    """The loss of a training step with accumulation, from PyTorch's own label smoothing."""
+    rows = [build_row(number, num_turns=1 + number % 3) for number in range(4)]
+    trainer = build_trainer(rows, label_smoothing_factor=0.3, max_steps=1, gradient_accumulation_steps=2)
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=0.3
+    )
+    trainer.train()
+    assert losses(trainer) == pytest.approx([expected.item()], rel=1e-4)
+
+
+def test_metrics_of_the_user_are_computed(build_trainer, build_model, build_processor, build_row, training_arguments):
+    rows = [build_row(number, num_images=number % 3) for number in range(5)]
+    seen = {}
+
+    def compute_metrics(prediction) -> dict:
+        seen["labels"], seen["tokens"] = prediction.label_ids, prediction.predictions
+        is_label = prediction.label_ids[:, 1:] != -100
+        return {"accuracy": (prediction.predictions[:, :-1] == prediction.label_ids[:, 1:])[is_label].mean()}
+
+    processor = build_processor()
+    trainer = JinaVLMTrainer(
+        model=build_model(),
+        args=training_arguments(per_device_eval_batch_size=2),
+        eval_dataset=rows,
+        data_collator=DataCollatorForJinaVLM(processor),
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+    )
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert seen["labels"].shape == seen["tokens"].shape
+    assert len(seen["labels"]) == 5
+
+
+def test_the_rates_of_all_modules_are_logged(build_trainer):
+    trainer = build_trainer(
+        learning_rate=1e-3, connector_learning_rate=2e-3, vision_tower_warmup_steps=2, lr_scheduler_type="linear"
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["connector_learning_rate"] for entry in logged] == pytest.approx([2e-3, 1.5e-3, 1e-3, 5e-4])
+    assert [entry["vision_tower_learning_rate"] for entry in logged] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+    assert [entry["language_model_learning_rate"] for entry in logged] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_predictions_are_only_logits(build_trainer, build_row):
     trainer = build_trainer(prediction_loss_only=False, per_device_eval_batch_size=2)
     rows = [build_row(0, num_images=1), build_row(1, num_images=2), build_row(2, num_images=1)]
