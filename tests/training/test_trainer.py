@@ -86,6 +86,36 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, b
     assert_close(gradients_again, gradients)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("trained", ["language_model", "connector"])
+def test_checkpointing_does_not_run_a_frozen_tower_again(build_model, collate, build_row, trained, use_reentrant):
+    """Gradient checkpointing hooks the embeddings of all parts, so a backward pass would reach the frozen tower."""
+    batch = collate([build_row(0), build_row(1, num_images=2)])
+    model = build_model().train().requires_grad_(False)
+    getattr(model.model, trained).requires_grad_(True)
+    loss, gradients = loss_and_gradients(model, batch)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    calls = []
+    for part in (model.model.vision_tower.encoder, model.model.language_model):
+        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
+    needs_grad = []
+    model.model.connector.register_forward_pre_hook(lambda module, args: needs_grad.append(args[0].requires_grad))
+    loss_again, gradients_again = loss_and_gradients(model, batch)
+    assert [calls.count(module) for module in dict.fromkeys(calls)] == [1, 2]
+    assert needs_grad == [False]
+    assert torch.equal(loss, loss_again)
+    assert_close(gradients_again, gradients)
+
+
+def test_gradients_of_pixels_pass_a_frozen_tower(build_model, collate, build_row):
+    batch = collate([build_row(0)])
+    batch["pixel_values"].requires_grad_(True)
+    model = build_model().requires_grad_(False)
+    model(**batch).loss.backward()
+    assert batch["pixel_values"].grad.any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, build_row, layout):
     rows = [build_row(0, num_turns=2), build_row(1, num_images=0), build_row(2, num_images=3)]
