@@ -2,6 +2,7 @@
 """The paper's training recipe: `transformers.Trainer` with a learning rate and a warm-up for each module."""
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from itertools import product
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
@@ -17,6 +19,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
+
+from .data_collator import DataCollatorForJinaVLM
 
 
 logger = logging.get_logger(__name__)
@@ -144,9 +148,7 @@ class JinaVLMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.global_batch_size is not None:
             self._set_accumulation(self.global_batch_size, given_accumulation)
-        if self.accelerator_config.dispatch_batches is None:
-            # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
-            self.accelerator_config.dispatch_batches = False
+        _keep_batches_whole(self)
 
     def _set_defaults(self):
         """Sets what nobody has given, from the stage or else to the default of Transformers."""
@@ -186,22 +188,50 @@ class JinaVLMTrainingArguments(TrainingArguments):
             )
 
 
+def _keep_batches_whole(args: TrainingArguments) -> None:
+    # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
+    if args.accelerator_config.dispatch_batches is None:
+        args.accelerator_config.dispatch_batches = False
+
+
+def _check_parallelism(args: TrainingArguments) -> None:
+    parallelism = args.parallelism_config
+    if parallelism is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        parallelism = ParallelismConfig()  # that of `accelerate launch`
+    for name in ("cp_size", "sp_size"):
+        if (size := getattr(parallelism, name, 1)) > 1:
+            raise ValueError(
+                f"`{name}` of the parallelism configuration is {size}, but must be 1: context and sequence "
+                "parallelism cut sequences, and with them the tokens of an image. FSDP2, ZeRO-3 and gradient "
+                "checkpointing reduce the memory."
+            )
+
+
 class JinaVLMTrainer(Trainer):
     """
     [`Trainer`] with a separate learning rate and warm-up for vision tower, connector and language model. It freezes
-    the modules in `args.freeze`. `args` are [`JinaVLMTrainingArguments`]. Before the first step it prints its plan.
-    The evaluation loss is the mean over all label tokens, whatever the batch size and the number of processes, and
-    smoothed labels are those of the next token.
+    the modules in `args.freeze`. Before the first step it prints its plan. The evaluation loss is the mean over all
+    label tokens, whatever the batch size and the number of processes, and smoothed labels are those of the next token.
+
+    `args` are [`JinaVLMTrainingArguments`], or [`TrainingArguments`] to train all modules at one rate.
 
     `train(resume_from_checkpoint=True)` resumes from the last complete checkpoint, or starts from the beginning if
     there is none. In several processes, a streaming data set of 🤗 Datasets is repeated until `max_steps` is reached.
 
     Raises:
-        ValueError: if a name in `args.freeze` matches no parameter of the model.
+        ValueError: if a name in `args.freeze` matches no parameter of the model, nothing is left to train, or `args`
+            ask for Liger kernels or context parallelism, which the model does not have.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, data_collator=None, *positional, **kwargs):
+        args = JinaVLMTrainingArguments("tmp_trainer") if args is None else args
+        if args.use_liger_kernel:
+            raise ValueError("`use_liger_kernel` would change nothing: Liger has no kernels for JinaVLM. Remove it.")
+        _check_parallelism(args)
+        _keep_batches_whole(args)
+        if isinstance(data_collator, DataCollatorForJinaVLM):
+            args.remove_unused_columns = False  # the collator reads columns that the model does not know
+        super().__init__(model, args, data_collator, *positional, **kwargs)
         self._eval_sums = None  # sum of losses and number of label tokens, in evaluation
         if self.label_smoother is not None:
             self.label_smoother = _ShiftedLabelSmoother(self.args.label_smoothing_factor)
@@ -210,7 +240,7 @@ class JinaVLMTrainer(Trainer):
         if is_stream and self.args.world_size > 1:
             # Each process reads its own files. A process that runs out of rows first would block all others.
             self.train_dataset = self.train_dataset.repeat(None)
-        for name in self.args.freeze or []:
+        for name in self._given("freeze") or []:
             parts = [name, "lm_head"] if name == "language_model" else [name]
             frozen = [
                 parameter
@@ -296,14 +326,14 @@ class JinaVLMTrainer(Trainer):
         module the number of trainable parameters, the learning rate and the warm-up. It is printed when training
         begins.
         """
-        args = self.args
+        args, stage = self.args, self._given("stage")
         rows = self.get_total_train_batch_size(args)
         per_device, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         epochs = ""
         if has_length(self.train_dataset):
             epochs = f", {num_training_steps * rows / len(self.train_dataset):.3g} epochs"
         lines = [
-            f"Training{f' (stage {args.stage})' if args.stage else ''}: {num_training_steps} steps of {rows} rows "
+            f"Training{f' (stage {stage})' if stage else ''}: {num_training_steps} steps of {rows} rows "
             f"({per_device} per device × {rows // (per_device * accumulated)} devices × {accumulated} batches){epochs}"
         ]
         for (module, is_adapter), number in self._num_trainable().items():
@@ -325,14 +355,20 @@ class JinaVLMTrainer(Trainer):
 
     def _recipe(self) -> dict[str, Any]:
         """What the model card states in place of the one learning rate and warm-up of [`TrainingArguments`]."""
-        recipe: dict[str, Any] = {"stage": self.args.stage} if self.args.stage else {}
+        recipe: dict[str, Any] = {"stage": self._given("stage")} if self._given("stage") else {}
         for (module, is_adapter), number in self._num_trainable().items():
             name = f"{module}_adapters" if is_adapter else module
             recipe[f"{name}_learning_rate"] = self._rate(module, is_adapter) if number else "none, it is frozen"
             recipe |= {f"{name}_warmup_steps": self._setting(module, "warmup_steps")} if number else {}
-        return recipe | ({"freeze": ", ".join(self.args.freeze)} if self.args.freeze else {})
+        frozen = self._given("freeze")
+        return recipe | ({"freeze": ", ".join(frozen)} if frozen else {})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if not any(parameter.requires_grad for parameter in (model or self.model).parameters()):
+            frozen = self._given("freeze")
+            raise ValueError(
+                f"There is nothing to train: all parameters are frozen{f' by `freeze` = {frozen}' * bool(frozen)}."
+            )
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
@@ -369,13 +405,21 @@ class JinaVLMTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _given(self, name: str) -> Any:
+        # Plain `TrainingArguments` lack the fields of this package.
+        return getattr(self.args, name, None)
+
     def _setting(self, module: str, name: str) -> float:
-        value = getattr(self.args, f"{module}_{name}")
+        value = self._given(f"{module}_{name}")
         return getattr(self.args, name) if value is None else value
 
     def _rate(self, module: str, is_adapter: bool = False) -> float:
         rate = self._setting(module, "learning_rate")
-        return rate * ADAPTER_RATE_FACTOR if is_adapter and module in self.args.modules_at_stage_rate else rate
+        return (
+            rate * ADAPTER_RATE_FACTOR
+            if is_adapter and module in (self._given("modules_at_stage_rate") or ())
+            else rate
+        )
 
     def _warmup_steps(self, module: str, num_training_steps: int) -> int:
         warmup = self._setting(module, "warmup_steps")

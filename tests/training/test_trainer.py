@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 
+import datasets
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from helpers import LAYOUTS, losses
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
@@ -167,6 +169,70 @@ def test_frozen_modules_do_not_change(build_trainer, frozen):
 def test_freezing_an_unknown_module_is_an_error(build_trainer):
     with pytest.raises(ValueError, match="'vision_model'"):
         build_trainer(freeze=["vision_model"])
+
+
+@pytest.mark.parametrize("frozen", [list(MODULES), []])
+def test_nothing_to_train_is_an_error(build_trainer, frozen):
+    trainer = build_trainer(freeze=frozen)
+    if not frozen:
+        trainer.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train: all parameters are frozen" + ".*`freeze`" * bool(frozen)):
+        trainer.train()
+
+
+def test_liger_kernels_and_context_parallelism_are_refused(build_trainer, monkeypatch):
+    with pytest.raises(ValueError, match="`use_liger_kernel` would change nothing"):
+        build_trainer(use_liger_kernel=True)
+    with pytest.raises(ValueError, match="`cp_size` of the parallelism configuration is 2, but must be 1"):
+        build_trainer(parallelism_config=ParallelismConfig(cp_size=2))
+    # What `accelerate launch` sets.
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "4")
+    with pytest.raises(ValueError, match="`cp_size` of the parallelism configuration is 4"):
+        build_trainer()
+
+
+def test_plain_training_arguments_train_all_modules(build_model, build_processor, build_row, row_features, tmp_path):
+    """They remove all columns that the model does not know, unless the trainer keeps them for the collator."""
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, learning_rate=1e-3, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    rows = [build_row(number) for number in range(4)]
+    trainer = JinaVLMTrainer(
+        model=build_model(),
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows, features=row_features),
+        eval_dataset=rows,
+        data_collator=DataCollatorForJinaVLM(build_processor()),
+    )
+    before = weights(trainer.model)
+    trainer.train()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert "language_model" in trainer.describe_run(2)
+    trainer.create_model_card()
+    assert "connector_learning_rate: 0.001" in (tmp_path / "README.md").read_text()
+    for name, tensor in weights(trainer.model).items():
+        assert not torch.equal(tensor, before[name]) or name.endswith("k_proj.bias"), name
+
+
+def test_neftune_gives_every_token_its_own_noise(build_trainer, build_row):
+    trainer = build_trainer([build_row(0), build_row(3)], neftune_noise_alpha=5.0, max_steps=1)
+    seen = []
+
+    def keep(module, args, kwargs):
+        seen.append(kwargs["inputs_embeds"].detach())
+
+    trainer.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    batch = trainer.data_collator([build_row(0), build_row(3)])
+    with torch.no_grad():
+        trainer.model.train()(**batch)
+    trainer.train()
+    noise = seen[1] - seen[0]  # both batches have the same rows
+    is_image = batch["input_ids"] == trainer.model.config.image_token_id
+    assert is_image[0].sum() > 1
+    assert is_image[1].any()
+    assert len(noise[is_image].unique(dim=0)) == is_image.sum()  # of all image tokens, in both rows
+    assert len(noise.flatten(0, 1).unique(dim=0)) == noise.shape[0] * noise.shape[1]
 
 
 def test_training_without_images_changes_the_language_model_only(build_trainer, build_row):
