@@ -232,6 +232,10 @@ class JinaVLMTrainer(Trainer):
         if isinstance(data_collator, DataCollatorForJinaVLM):
             args.remove_unused_columns = False  # the collator reads columns that the model does not know
         super().__init__(model, args, data_collator, *positional, **kwargs)
+        for adapter in getattr(self.model, "peft_config", {}).values():
+            # PEFT writes this path into the adapter, which is loaded from other folders, too.
+            if os.path.isdir(adapter.base_model_name_or_path or ""):
+                adapter.base_model_name_or_path = os.path.abspath(adapter.base_model_name_or_path)
         self._eval_sums = None  # sum of losses and number of label tokens, in evaluation
         if self.label_smoother is not None:
             self.label_smoother = _ShiftedLabelSmoother(self.args.label_smoothing_factor)
