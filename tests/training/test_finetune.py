@@ -72,7 +72,7 @@ def test_finetuning_writes_model_log_answers_and_card(checkpoint, rows_folder, t
     assert (output / "losses.png").read_bytes().startswith(b"\x89PNG")
     card = ModelCard.load(output / "README.md")
     assert "jvlm" in card.data.tags
-    assert "learning_rate: 0.01" in card.text
+    assert "vision_tower_learning_rate: 0.01" in card.text
 
     answers = [json.loads(line) for line in (output / "answers.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in (rows_folder / "test.jsonl").read_text().splitlines()]
