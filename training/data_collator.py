@@ -4,7 +4,9 @@
 import re
 from io import BytesIO
 
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import torch
 from transformers import ProcessorMixin
 from transformers.utils import logging
@@ -228,7 +230,12 @@ def _open(image):
         raise ValueError(f"an image is {image!r}, but must be an image, or have `bytes` or a `path`.")
     if isinstance(image, dict):
         image = image["bytes"] if image.get("bytes") is not None else image["path"]
-    return PIL.Image.open(BytesIO(image)) if isinstance(image, bytes) else image
+    if not isinstance(image, bytes):
+        return image
+    image = PIL.Image.open(BytesIO(image))
+    # Photos are turned as Transformers turns those that it loads from a path.
+    is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+    return PIL.ImageOps.exif_transpose(image) if is_turned else image
 
 
 def _describe(row: dict) -> str:
