@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import PIL.ExifTags
@@ -33,7 +34,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the images of an ImageFolder
 ROLES = {"human": "user", "gpt": "assistant"}  # names of ShareGPT and LLaVA
 IMAGE_COLUMNS = ("images", "image")
-DATA_SET = "data_set"  # the column that names the data set of a row of a mixture
+DATA_SET = "__data_set__"  # the column that names the data set of a row, where there are several
 
 
 # Columns to messages
@@ -87,7 +88,7 @@ def _from_texts(row: dict) -> list[dict]:
 
 
 def _from_prompt(row: dict) -> list[dict]:
-    messages = []
+    messages: list[dict] = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
         is_text = isinstance(row[column], str)
         messages += [{"role": role, "content": row[column]}] if is_text else _list_column(row, column)
@@ -127,6 +128,7 @@ class RowFormat:
             breaks beside it are dropped. With an empty string, texts have no markers.
         image_folder (`str`, *optional*): where relative paths of images begin.
         name (`str`, *optional*): the data set, for error messages.
+        text_only (`bool`, *optional*, defaults to `False`): refuses rows with images.
 
     Raises:
         ValueError: if a name in `columns` is unknown. A call raises it if the row has no known format, lacks a text,
@@ -138,10 +140,19 @@ class RowFormat:
     image_marker: str = "<image>"
     image_folder: str | None = None
     name: str = "the data set"
+    text_only: bool = False
 
     def __post_init__(self):
         if unknown := sorted(set(self.columns) - set(TARGETS)):
             raise ValueError(f"Columns can be mapped to {', '.join(TARGETS)}, not to {unknown[0]!r}.")
+
+    @classmethod
+    def of(cls, path: str, image_folder: str | None = None, **kwargs) -> "RowFormat":
+        """The format of the rows of `path`; relative paths of images begin in its folder if it is local."""
+        local = Path(path)
+        if image_folder is None and local.parent.is_dir() and not _is_hub_id(path):
+            image_folder = str(local if local.is_dir() else local.parent)
+        return cls(image_folder=image_folder, **{"name": path, **kwargs})
 
     def __call__(self, row: dict) -> dict:
         row = self._named_columns(row)
@@ -152,6 +163,8 @@ class RowFormat:
             for message in FORMATS[self._detect(row)][1](row)
         ]
         images = self._images(row)
+        if images and self.text_only:
+            raise ValueError(f"{self.name} is `text_only`, but has a row with images.")
         return {"messages": self._place_images(messages, len(images)), "images": images}
 
     def detect(self, row: dict) -> str:
@@ -227,7 +240,8 @@ class RowFormat:
             parts = [of_one and self._split(of_one) for of_one in parts]
         elif num_images and all_text:
             users = [i for i, message in enumerate(messages) if message.get("role") == "user" and parts[i]]
-            parts[users[0] if users else 0] = [{"type": "image"}] * num_images + parts[users[0] if users else 0]
+            first = users[0] if users else 0
+            parts[first] = [{"type": "image"}] * num_images + (parts[first] or [])
             num_parts = num_images
         if num_markers + num_parts != num_images:
             kind = repr(self.image_marker) if num_markers else '{"type": "image"} parts'
@@ -288,18 +302,17 @@ class RowCollator(DataCollatorForJinaVLM):
 
     Args:
         processor ([`JinaVLMProcessor`]): see [`DataCollatorForJinaVLM`], as are further keyword arguments.
-        formats (`RowFormat` or `dict[str, RowFormat]`): the format of all rows, or by the name of the data set in
-            their column `data_set`.
+        formats (`RowFormat` or `dict[str | None, RowFormat]`): the format of all rows, or the formats by the name of
+            the data set that a row has in its column `__data_set__`, `None` for rows without this column.
     """
 
-    def __init__(self, processor: ProcessorMixin, formats: RowFormat | dict[str, RowFormat], **kwargs):
+    def __init__(self, processor: ProcessorMixin, formats: RowFormat | dict[str | None, RowFormat], **kwargs: Any):
         super().__init__(processor, **kwargs)
-        self.formats = formats
+        self.formats = formats if isinstance(formats, dict) else {None: formats}
 
     def standard_row(self, row: dict) -> dict:
         """The row as `{"messages": [...], "images": [...]}`."""
-        row_format = self.formats[row[DATA_SET]] if isinstance(self.formats, dict) else self.formats
-        return row_format(row)
+        return self.formats[row.get(DATA_SET)](row)
 
     def _collate(self, rows: list[dict]) -> dict:
         return super()._collate([self.standard_row(row) for row in rows])
@@ -324,7 +337,9 @@ def _image_size(image) -> tuple[int, int]:
         return image.height, image.width
     image = image["bytes"] if isinstance(image, dict) else image
     with PIL.Image.open(BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        is_turned = opened.getexif().get(PIL.ExifTags.Base.Orientation, 1) >= 5  # by a quarter, which swaps the sides
+        # The method of PNG files would decode the image.
+        orientation = PIL.Image.Image.getexif(opened).get(PIL.ExifTags.Base.Orientation, 1)
+        is_turned = orientation >= 5  # by a quarter, which swaps the sides
         return (opened.width, opened.height) if is_turned else (opened.height, opened.width)
 
 
@@ -368,22 +383,24 @@ def load_rows(
     return rows
 
 
+def _is_hub_id(name: str) -> bool:
+    path = Path(name)
+    is_id = len(path.parts) <= 2 and not path.is_absolute() and not path.exists() and not _builder(path)
+    return is_id and not name.startswith(".") and not any(character in name for character in "*?[")
+
+
 def _local_files(name: str, split: str) -> dict | None:
     """The arguments of `load_dataset` for local files, which are told by their extensions; `None` for a Hub id."""
     path = Path(name)
+    if _is_hub_id(name):
+        return None
     if path.is_dir():
         return _folder(path, split)
-    files = [path] if path.is_file() else sorted(path.parent.glob(path.name)) if path.parent.is_dir() else []
+    files = [path] if path.is_file() else sorted(path.parent.glob(path.name))
     if not files:
-        if path.parent == Path() or (len(path.parts) == 2 and not _builder(path) and not path.is_absolute()):
-            return None if not _builder(path) else _raise_missing(name)
-        return _raise_missing(name)
+        raise FileNotFoundError(f"There is no file or folder {name!r}.")
     _check_split(name, split, ["train"])
     return _file_options(name, {"train": files})
-
-
-def _raise_missing(name: str):
-    raise FileNotFoundError(f"There is no file or folder {name!r}.")
 
 
 def _builder(path: Path) -> str | None:
@@ -420,7 +437,10 @@ def _file_options(name: str, splits: dict[str, list[Path]]) -> dict:
             f"{name} has files of several or of unknown types: {found}. Name those to read, such as 'folder/*.jsonl'; "
             f"known are {', '.join(BUILDERS)}, also compressed."
         )
-    options = {"path": builders.pop(), "data_files": {key: [*map(str, paths)] for key, paths in splits.items()}}
+    options: dict[str, Any] = {
+        "path": builders.pop(),
+        "data_files": {key: [*map(str, paths)] for key, paths in splits.items()},
+    }
     if options["path"] == "csv":
         separator = "\t" if ".tsv" in files[0].suffixes else ","
         columns = pd.read_csv(files[0], sep=separator, nrows=0).columns
@@ -446,4 +466,18 @@ def _check_split(name: str, split: str, splits) -> None:
         )
 
 
-__all__ = ["FORMATS", "RowCollator", "RowFormat", "load_rows"]
+def check_test_rows(train_name: str, train_split: str, test_name: str, test_split: str) -> None:
+    """Raises a `ValueError` if the rows to evaluate on are among those to train on."""
+    if Path(train_name).resolve() != Path(test_name).resolve():
+        return
+    splits = (train_split, test_split)
+    names = {re.split(r"[\[+]", split)[0] for split in splits}
+    if len(names) == 1 and (len(set(splits)) == 1 or not all("[" in split for split in splits)):
+        name = names.pop()
+        raise ValueError(
+            f"The split {test_split!r} to evaluate on has rows of the split {train_split!r} to train on. To hold rows "
+            f"out, use --dataset_train_split '{name}[:90%]' --dataset_test_split '{name}[90%:]'."
+        )
+
+
+__all__ = ["FORMATS", "RowCollator", "RowFormat", "check_test_rows", "load_rows"]
