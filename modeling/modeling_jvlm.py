@@ -13,6 +13,7 @@
 # limitations under the License.
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -302,7 +303,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         # Only the hidden states of the blocks in use are kept, or on request all of them, the embeddings first.
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
         layers = [block + (1 if keep_all else _FIRST_BLOCK) for block in self.config.vision_feature_layer]
-        tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
+        # A frozen tower needs no backward pass, which gradient checkpointing would run to reach its hooked embeddings.
+        is_trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+        with contextlib.nullcontext() if is_trained else torch.no_grad():
+            tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([tower_outputs.hidden_states[layer] for layer in layers], dim=-1)
         outputs = BaseModelOutputWithPooling(
             hidden_states=tower_outputs.hidden_states if keep_all else None, attentions=tower_outputs.attentions

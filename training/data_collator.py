@@ -2,14 +2,13 @@
 """Data collator that turns conversations with images into batches with labels."""
 
 import re
-from io import BytesIO
+from itertools import chain
 
-import PIL.ExifTags
-import PIL.Image
-import PIL.ImageOps
 import torch
 from transformers import ProcessorMixin
 from transformers.utils import logging
+
+from ..processing.image_loading import load_image
 
 
 # As Transformers looks for it.
@@ -27,8 +26,9 @@ class DataCollatorForJinaVLM:
     strings, all images are inserted at the beginning of the first user message. `images` may be empty, `None` or
     missing; a column `image` is read in its place. Rows with and without images may share a batch.
 
-    All assistant turns are labels, including the end-of-sequence tokens: the tokens inside the `{% generation %}`
-    blocks of the chat template. All other tokens, image tokens among them, have the label -100. Batches are padded
+    All assistant turns are labels: the tokens inside the `{% generation %}` blocks of the chat template. If the
+    template writes nothing after an answer, as the published one, the collator writes the end-of-sequence token there,
+    which the model must learn. All other tokens, image tokens among them, have the label -100. Batches are padded
     on the tokenizer's `padding_side`.
 
     Args:
@@ -74,6 +74,7 @@ class DataCollatorForJinaVLM:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.add_blank_tile = add_blank_tile
         self.skip_bad_rows = skip_bad_rows
+        self._answer_end = _missing_end(processor)
         self._num_skipped_rows = torch.zeros(1, dtype=torch.long).share_memory_()  # workers add to it
 
     @property
@@ -101,8 +102,12 @@ class DataCollatorForJinaVLM:
         return self._collate(good) if good else self._batch_without_rows()
 
     def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        conversations = [conversation(row, self.processor.chat_template) for row in rows]
+        for message in chain(*conversations):
+            if message["role"] == "assistant" and self._answer_end:
+                message["content"] = [*message["content"], {"type": "text", "text": self._answer_end}]
         batch = self.processor.apply_chat_template(
-            [conversation(row, self.processor.chat_template) for row in rows],
+            conversations,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
@@ -141,6 +146,14 @@ class DataCollatorForJinaVLM:
         input_ids = torch.full((1, 2), self.processor.tokenizer.eos_token_id)
         batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
         return self._with_blank_tile({**batch, "labels": torch.full_like(input_ids, -100)})
+
+
+def _missing_end(processor: ProcessorMixin) -> str:
+    """The EOS token if the chat template writes nothing after an answer, as the published one: it must be learned."""
+    roles = ("user", "assistant")
+    messages = [{"role": role, "content": [{"type": "text", "text": role}]} for role in roles]
+    text = processor.apply_chat_template(messages)
+    return processor.tokenizer.eos_token if text.rstrip().endswith("assistant") else ""
 
 
 def conversation(row: dict, chat_template: str | dict | None = None) -> list[dict]:
@@ -225,17 +238,9 @@ def content_parts(content: str | list[dict]) -> list[dict]:
 
 
 def _open(image):
-    is_empty = isinstance(image, dict) and image.get("bytes") is None and image.get("path") is None
-    if image is None or is_empty:
+    if image is None or (isinstance(image, dict) and image.get("bytes") is None and image.get("path") is None):
         raise ValueError(f"an image is {image!r}, but must be an image, or have `bytes` or a `path`.")
-    if isinstance(image, dict):
-        image = image["bytes"] if image.get("bytes") is not None else image["path"]
-    if not isinstance(image, bytes):
-        return image
-    image = PIL.Image.open(BytesIO(image))
-    # Photos are turned as Transformers turns those that it loads from a path.
-    is_turned = image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
-    return PIL.ImageOps.exif_transpose(image) if is_turned else image
+    return load_image(image)
 
 
 def _describe(row: dict) -> str:

@@ -323,10 +323,12 @@ class RowCollator(DataCollatorForJinaVLM):
             row = self.standard_row(row)
             sizes = [_image_size(image) for image in row["images"]]
             text = self.processor.apply_chat_template(row["messages"], tokenize=False)
+            num_answers = sum(message["role"] == "assistant" for message in row["messages"])
         except (ValueError, OSError):
             return 0
         num_image_tokens = self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"]
         num_text_tokens = len(self.processor.tokenizer(text)["input_ids"]) + self.processor.add_bos_token
+        num_text_tokens += num_answers * bool(self._answer_end)  # one EOS token each
         length = num_text_tokens - len(sizes) + sum(num_image_tokens)
         return length if self.max_length is None else min(length, self.max_length)
 

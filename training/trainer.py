@@ -2,6 +2,7 @@
 """The paper's training recipe: `transformers.Trainer` with a learning rate and a warm-up for each module."""
 
 import math
+import os
 import re
 from dataclasses import dataclass, field
 from itertools import product
@@ -9,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import ParallelismConfig
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_pt_utils import LabelSmoother
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
+
+from .data_collator import DataCollatorForJinaVLM
 
 
 logger = logging.get_logger(__name__)
@@ -142,11 +148,9 @@ class JinaVLMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.global_batch_size is not None:
             self._set_accumulation(self.global_batch_size, given_accumulation)
-        if self.accelerator_config.dispatch_batches is None:
-            # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
-            self.accelerator_config.dispatch_batches = False
+        _keep_batches_whole(self)
 
-    def _set_defaults(self) -> None:
+    def _set_defaults(self):
         """Sets what nobody has given, from the stage or else to the default of Transformers."""
         stage = STAGES.get(self.stage or "", {})
         self.modules_at_stage_rate = {
@@ -179,31 +183,68 @@ class JinaVLMTrainingArguments(TrainingArguments):
         self.gradient_accumulation_steps = global_batch_size // rows
         if given not in (None, self.gradient_accumulation_steps):
             raise ValueError(
-                f"`global_batch_size` ({global_batch_size}) needs {self.gradient_accumulation_steps} batches per step, "
-                f"but `gradient_accumulation_steps` is {given}; give only one of the two."
+                f"`global_batch_size` ({global_batch_size}) needs {self.gradient_accumulation_steps} batches per "
+                f"step, but `gradient_accumulation_steps` is {given}; give only one of the two."
+            )
+
+
+def _keep_batches_whole(args: TrainingArguments) -> None:
+    # A batch cannot be split by rows among processes: `pixel_values` has one row per tile, not per sequence.
+    if args.accelerator_config.dispatch_batches is None:
+        args.accelerator_config.dispatch_batches = False
+
+
+def _check_parallelism(args: TrainingArguments) -> None:
+    parallelism = args.parallelism_config
+    if parallelism is None and os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true":
+        parallelism = ParallelismConfig()  # that of `accelerate launch`
+    for name in ("cp_size", "sp_size"):
+        if (size := getattr(parallelism, name, 1)) > 1:
+            raise ValueError(
+                f"`{name}` of the parallelism configuration is {size}, but must be 1: context and sequence "
+                "parallelism cut sequences, and with them the tokens of an image. FSDP2, ZeRO-3 and gradient "
+                "checkpointing reduce the memory."
             )
 
 
 class JinaVLMTrainer(Trainer):
     """
     [`Trainer`] with a separate learning rate and warm-up for vision tower, connector and language model. It freezes
-    the modules in `args.freeze`. `args` are [`JinaVLMTrainingArguments`].
+    the modules in `args.freeze`. Before the first step it prints its plan. The evaluation loss is the mean over all
+    label tokens, whatever the batch size and the number of processes, and smoothed labels are those of the next token.
+
+    `args` are [`JinaVLMTrainingArguments`], or [`TrainingArguments`] to train all modules at one rate.
 
     `train(resume_from_checkpoint=True)` resumes from the last complete checkpoint, or starts from the beginning if
     there is none. In several processes, a streaming data set of 🤗 Datasets is repeated until `max_steps` is reached.
 
     Raises:
-        ValueError: if a name in `args.freeze` matches no parameter of the model.
+        ValueError: if a name in `args.freeze` matches no parameter of the model, nothing is left to train, or `args`
+            ask for Liger kernels or context parallelism, which the model does not have.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model=None, args=None, data_collator=None, *positional, **kwargs):
+        args = JinaVLMTrainingArguments("tmp_trainer") if args is None else args
+        if args.use_liger_kernel:
+            raise ValueError("`use_liger_kernel` would change nothing: Liger has no kernels for JinaVLM. Remove it.")
+        _check_parallelism(args)
+        _keep_batches_whole(args)
+        if isinstance(data_collator, DataCollatorForJinaVLM):
+            args.remove_unused_columns = False  # the collator reads columns that the model does not know
+        super().__init__(model, args, data_collator, *positional, **kwargs)
+        for adapter in getattr(self.model, "peft_config", {}).values():
+            # PEFT writes this path into the adapter, which is loaded from other folders, too.
+            if os.path.isdir(adapter.base_model_name_or_path or ""):
+                adapter.base_model_name_or_path = os.path.abspath(adapter.base_model_name_or_path)
+        self._eval_sums = None  # sum of losses and number of label tokens, in evaluation
+        if self.label_smoother is not None:
+            self.label_smoother = _ShiftedLabelSmoother(self.args.label_smoothing_factor)
         self.add_callback(_PrintPlan(self))
         is_stream = isinstance(self.train_dataset, IterableDataset) and hasattr(self.train_dataset, "repeat")
         if is_stream and self.args.world_size > 1:
             # Each process reads its own files. A process that runs out of rows first would block all others.
             self.train_dataset = self.train_dataset.repeat(None)
-        for name in self.args.freeze or []:
+        for name in self._given("freeze") or []:
             parts = [name, "lm_head"] if name == "language_model" else [name]
             frozen = [
                 parameter
@@ -228,7 +269,50 @@ class JinaVLMTrainer(Trainer):
         # A step may have no label if the collator skips bad rows; a mean over none would be NaN, and so the weights.
         if num_items_in_batch is not None:
             num_items_in_batch = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.get("labels")
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self._eval_sums is not None and labels is not None:
+            self._eval_sums += self._sum_losses(outputs["logits"], labels)
+        return (loss, outputs) if return_outputs else loss
+
+    def _sum_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum of the losses of all label tokens on all processes, and their number."""
+        rows = []  # one at a time, for their logits are large in float32
+        for row_logits, row_labels in zip(logits, labels, strict=True):
+            targets = row_labels[1:].to(row_logits.device)
+            loss = nn.functional.cross_entropy(
+                row_logits[:-1].float(), targets, reduction="sum", label_smoothing=self.args.label_smoothing_factor
+            )
+            rows.append(torch.stack([loss, (targets != -100).sum().to(loss)]))
+        # Without the rows that are repeated to fill the last batch.
+        padded = self.accelerator.pad_across_processes(torch.stack(rows))
+        return self.accelerator.gather_for_metrics(padded).sum(dim=0).double().cpu()
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """
+        Also makes the loss the mean over all label tokens of the data set. That of [`Trainer`] is the mean over the
+        means of batches, so it depends on the batch size.
+        """
+        # A loss function of the user need not be a mean over tokens.
+        self._eval_sums = torch.zeros(2, dtype=torch.float64) if self.compute_loss_func is None else None
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            if self._eval_sums is not None and self._eval_sums[1]:
+                total, count = self._eval_sums.tolist()
+                output.metrics[f"{metric_key_prefix}_loss"] = total / count
+            return output
+        finally:
+            self._eval_sums = None
+
+    def _get_learning_rate(self) -> float:
+        self._rates = {group.get("module"): group["lr"] for group in self.optimizer.param_groups}
+        return super()._get_learning_rate()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Also logs the learning rate of each module."""
+        if "learning_rate" in logs:
+            logs |= {f"{module}_learning_rate": rate for module, rate in self._rates.items() if module}
+        super().log(logs, start_time)
 
     def create_model_card(self, *args, **kwargs) -> None:
         """Also states the learning rate of each module, the stage and the frozen modules, in `README.md`."""
@@ -246,14 +330,14 @@ class JinaVLMTrainer(Trainer):
         module the number of trainable parameters, the learning rate and the warm-up. It is printed when training
         begins.
         """
-        args = self.args
+        args, stage = self.args, self._given("stage")
         rows = self.get_total_train_batch_size(args)
         per_device, accumulated = args.per_device_train_batch_size, args.gradient_accumulation_steps
         epochs = ""
         if has_length(self.train_dataset):
             epochs = f", {num_training_steps * rows / len(self.train_dataset):.3g} epochs"
         lines = [
-            f"Training{f' (stage {args.stage})' if args.stage else ''}: {num_training_steps} steps of {rows} rows "
+            f"Training{f' (stage {stage})' if stage else ''}: {num_training_steps} steps of {rows} rows "
             f"({per_device} per device × {rows // (per_device * accumulated)} devices × {accumulated} batches){epochs}"
         ]
         for (module, is_adapter), number in self._num_trainable().items():
@@ -275,14 +359,20 @@ class JinaVLMTrainer(Trainer):
 
     def _recipe(self) -> dict[str, Any]:
         """What the model card states in place of the one learning rate and warm-up of [`TrainingArguments`]."""
-        recipe: dict[str, Any] = {"stage": self.args.stage} if self.args.stage else {}
+        recipe: dict[str, Any] = {"stage": self._given("stage")} if self._given("stage") else {}
         for (module, is_adapter), number in self._num_trainable().items():
             name = f"{module}_adapters" if is_adapter else module
             recipe[f"{name}_learning_rate"] = self._rate(module, is_adapter) if number else "none, it is frozen"
             recipe |= {f"{name}_warmup_steps": self._setting(module, "warmup_steps")} if number else {}
-        return recipe | ({"freeze": ", ".join(self.args.freeze)} if self.args.freeze else {})
+        frozen = self._given("freeze")
+        return recipe | ({"freeze": ", ".join(frozen)} if frozen else {})
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if not any(parameter.requires_grad for parameter in (model or self.model).parameters()):
+            frozen = self._given("freeze")
+            raise ValueError(
+                f"There is nothing to train: all parameters are frozen{f' by `freeze` = {frozen}' * bool(frozen)}."
+            )
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
@@ -319,17 +409,32 @@ class JinaVLMTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _given(self, name: str) -> Any:
+        # Plain `TrainingArguments` lack the fields of this package.
+        return getattr(self.args, name, None)
+
     def _setting(self, module: str, name: str) -> float:
-        value = getattr(self.args, f"{module}_{name}")
+        value = self._given(f"{module}_{name}")
         return getattr(self.args, name) if value is None else value
 
     def _rate(self, module: str, is_adapter: bool = False) -> float:
         rate = self._setting(module, "learning_rate")
-        return rate * ADAPTER_RATE_FACTOR if is_adapter and module in self.args.modules_at_stage_rate else rate
+        return (
+            rate * ADAPTER_RATE_FACTOR
+            if is_adapter and module in (self._given("modules_at_stage_rate") or ())
+            else rate
+        )
 
     def _warmup_steps(self, module: str, num_training_steps: int) -> int:
         warmup = self._setting(module, "warmup_steps")
         return int(warmup) if warmup >= 1 else math.ceil(num_training_steps * warmup)
+
+
+class _ShiftedLabelSmoother(LabelSmoother):
+    """Compares logits with the next token. [`Trainer`] does so for the models in its list of language models only."""
+
+    def __call__(self, model_output, labels, shift_labels=False, num_items_in_batch=None):
+        return super().__call__(model_output, labels, shift_labels=True, num_items_in_batch=num_items_in_batch)
 
 
 class _PrintPlan(TrainerCallback):

@@ -1,12 +1,14 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """LoRA with PEFT and fine-tuning with TRL, without changes to either library."""
 
+import contextlib
+
 import datasets
 import pytest
 import torch
 from helpers import losses
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForImageTextToText
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer
@@ -94,6 +96,70 @@ def test_adapters_save_load_and_merge(
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         assert torch.equal(again(**batch).logits, merged(**batch).logits)
+
+
+def test_all_linear_reaches_every_layer_of_tower_and_decoder(build_model):
+    """It is the default to give: names of the decoder's layers alone leave out half of the tower's."""
+    model = build_model()
+    linear = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "connector" not in name and name != "lm_head"
+    }
+    assert len({name.split(".")[-1] for name in linear if "vision_tower" in name}) == 6
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["connector"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    found = {name.split(".lora_A")[0] for name, _ in adapted.named_parameters() if ".lora_A." in name}
+    assert found == {f"base_model.model.{name}" for name in linear}
+
+
+def test_adapters_load_from_another_folder(build_model, build_processor, build_row, training_arguments, tmp_path):
+    """A base model that was given by a relative path is found from everywhere."""
+    build_model().save_pretrained(tmp_path / "base")
+    with contextlib.chdir(tmp_path):
+        model = AutoModelForImageTextToText.from_pretrained("base")
+        config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["connector"], task_type="CAUSAL_LM")
+        trainer = train(
+            get_peft_model(model, config), build_processor(), [build_row()] * 2, training_arguments(max_steps=1)
+        )
+        trainer.save_model("adapter")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")
+    assert loaded.active_adapters() == ["default"]
+
+
+def test_qlora_trains_adapters_and_connector(
+    build_model, build_processor, build_row, training_arguments, collate, tmp_path
+):
+    """The connector is trained as a whole, so it must not be quantized; only its full name matches all its layers."""
+    pytest.importorskip("bitsandbytes")
+    build_model(text_config={"hidden_size": 64, "intermediate_size": 64}).save_pretrained(tmp_path / "base")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["model.connector", "lm_head"],
+    )
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base", quantization_config=quantization)
+    layers = {type(module).__name__ for module in model.model.language_model.modules()}
+    assert "Linear4bit" in layers
+    model = prepare_model_for_kbit_training(model)
+    config = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["connector"], task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    assert {"connector" in name for name in before} == {True, False}
+    trainer = train(model, build_processor(), [build_row(number) for number in range(4)], training_arguments())
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    for name, parameter in model.named_parameters():
+        if name in before and not name.endswith("k_proj.bias"):
+            assert not torch.equal(parameter, before[name]), name
+    trainer.save_model(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "base", quantization_config=quantization),
+        tmp_path / "adapter",
+    ).eval()
+    batch = collate([build_row(0)])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_images", [[1, 2, 1, 2], [1, 0, 2, 0]], ids=["images", "mixed"])

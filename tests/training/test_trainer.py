@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 
+import datasets
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from helpers import LAYOUTS, losses
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
@@ -86,6 +88,36 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, b
     assert_close(gradients_again, gradients)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("trained", ["language_model", "connector"])
+def test_checkpointing_does_not_run_a_frozen_tower_again(build_model, collate, build_row, trained, use_reentrant):
+    """Gradient checkpointing hooks the embeddings of all parts, so a backward pass would reach the frozen tower."""
+    batch = collate([build_row(0), build_row(1, num_images=2)])
+    model = build_model().train().requires_grad_(False)
+    getattr(model.model, trained).requires_grad_(True)
+    loss, gradients = loss_and_gradients(model, batch)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    calls = []
+    for part in (model.model.vision_tower.encoder, model.model.language_model):
+        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
+    needs_grad = []
+    model.model.connector.register_forward_pre_hook(lambda module, args: needs_grad.append(args[0].requires_grad))
+    loss_again, gradients_again = loss_and_gradients(model, batch)
+    assert [calls.count(module) for module in dict.fromkeys(calls)] == [1, 2]
+    assert needs_grad == [False]
+    assert torch.equal(loss, loss_again)
+    assert_close(gradients_again, gradients)
+
+
+def test_gradients_of_pixels_pass_a_frozen_tower(build_model, collate, build_row):
+    batch = collate([build_row(0)])
+    batch["pixel_values"].requires_grad_(True)
+    model = build_model().requires_grad_(False)
+    model(**batch).loss.backward()
+    assert batch["pixel_values"].grad.any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, build_row, layout):
     rows = [build_row(0, num_turns=2), build_row(1, num_images=0), build_row(2, num_images=3)]
@@ -139,6 +171,70 @@ def test_freezing_an_unknown_module_is_an_error(build_trainer):
         build_trainer(freeze=["vision_model"])
 
 
+@pytest.mark.parametrize("frozen", [list(MODULES), []])
+def test_nothing_to_train_is_an_error(build_trainer, frozen):
+    trainer = build_trainer(freeze=frozen)
+    if not frozen:
+        trainer.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing to train: all parameters are frozen" + ".*`freeze`" * bool(frozen)):
+        trainer.train()
+
+
+def test_liger_kernels_and_context_parallelism_are_refused(build_trainer, monkeypatch):
+    with pytest.raises(ValueError, match="`use_liger_kernel` would change nothing"):
+        build_trainer(use_liger_kernel=True)
+    with pytest.raises(ValueError, match="`cp_size` of the parallelism configuration is 2, but must be 1"):
+        build_trainer(parallelism_config=ParallelismConfig(cp_size=2))
+    # What `accelerate launch` sets.
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "4")
+    with pytest.raises(ValueError, match="`cp_size` of the parallelism configuration is 4"):
+        build_trainer()
+
+
+def test_plain_training_arguments_train_all_modules(build_model, build_processor, build_row, row_features, tmp_path):
+    """They remove all columns that the model does not know, unless the trainer keeps them for the collator."""
+    args = TrainingArguments(
+        str(tmp_path), max_steps=2, learning_rate=1e-3, use_cpu=True, report_to="none", save_strategy="no"
+    )
+    rows = [build_row(number) for number in range(4)]
+    trainer = JinaVLMTrainer(
+        model=build_model(),
+        args=args,
+        train_dataset=datasets.Dataset.from_list(rows, features=row_features),
+        eval_dataset=rows,
+        data_collator=DataCollatorForJinaVLM(build_processor()),
+    )
+    before = weights(trainer.model)
+    trainer.train()
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    assert "language_model" in trainer.describe_run(2)
+    trainer.create_model_card()
+    assert "connector_learning_rate: 0.001" in (tmp_path / "README.md").read_text()
+    for name, tensor in weights(trainer.model).items():
+        assert not torch.equal(tensor, before[name]) or name.endswith("k_proj.bias"), name
+
+
+def test_neftune_gives_every_token_its_own_noise(build_trainer, build_row):
+    trainer = build_trainer([build_row(0), build_row(3)], neftune_noise_alpha=5.0, max_steps=1)
+    seen = []
+
+    def keep(module, args, kwargs):
+        seen.append(kwargs["inputs_embeds"].detach())
+
+    trainer.model.model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    batch = trainer.data_collator([build_row(0), build_row(3)])
+    with torch.no_grad():
+        trainer.model.train()(**batch)
+    trainer.train()
+    noise = seen[1] - seen[0]  # both batches have the same rows
+    is_image = batch["input_ids"] == trainer.model.config.image_token_id
+    assert is_image[0].sum() > 1
+    assert is_image[1].any()
+    assert len(noise[is_image].unique(dim=0)) == is_image.sum()  # of all image tokens, in both rows
+    assert len(noise.flatten(0, 1).unique(dim=0)) == noise.shape[0] * noise.shape[1]
+
+
 def test_training_without_images_changes_the_language_model_only(build_trainer, build_row):
     trainer = build_trainer(rows=[build_row(number, num_images=0) for number in range(8)])
     before = weights(trainer.model)
@@ -155,6 +251,72 @@ def test_evaluation_returns_a_finite_loss(build_trainer, build_row):
     # The number of tiles differs between batches.
     metrics = trainer.evaluate([build_row(number, num_images=number % 3) for number in range(5)])
     assert math.isfinite(metrics["eval_loss"])
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+def test_the_evaluation_loss_is_the_mean_over_tokens(build_trainer, build_row, label_smoothing):
+    """The rows have different numbers of label tokens, so means of batches would depend on the batch size."""
+    rows = [build_row(number, num_images=number % 2, num_turns=1 + number % 3) for number in range(7)]
+    trainer = build_trainer(label_smoothing_factor=label_smoothing)
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=label_smoothing
+    ).item()
+    for batch_size in (1, 3, 8):
+        trainer = build_trainer(label_smoothing_factor=label_smoothing, per_device_eval_batch_size=batch_size)
+        assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+        assert trainer.predict(rows).metrics["test_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_smoothed_labels_are_those_of_the_next_token(build_trainer, build_row):
+    """The loss of a training step with accumulation, from PyTorch's own label smoothing."""
+    rows = [build_row(number, num_turns=1 + number % 3) for number in range(4)]
+    trainer = build_trainer(rows, label_smoothing_factor=0.3, max_steps=1, gradient_accumulation_steps=2)
+    batch = trainer.data_collator(rows)
+    with torch.no_grad():
+        logits = trainer.model(**batch).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), label_smoothing=0.3
+    )
+    trainer.train()
+    assert losses(trainer) == pytest.approx([expected.item()], rel=1e-4)
+
+
+def test_metrics_of_the_user_are_computed(build_trainer, build_model, build_processor, build_row, training_arguments):
+    rows = [build_row(number, num_images=number % 3) for number in range(5)]
+    seen = {}
+
+    def compute_metrics(prediction) -> dict:
+        seen["labels"], seen["tokens"] = prediction.label_ids, prediction.predictions
+        is_label = prediction.label_ids[:, 1:] != -100
+        return {"accuracy": (prediction.predictions[:, :-1] == prediction.label_ids[:, 1:])[is_label].mean()}
+
+    processor = build_processor()
+    trainer = JinaVLMTrainer(
+        model=build_model(),
+        args=training_arguments(per_device_eval_batch_size=2),
+        eval_dataset=rows,
+        data_collator=DataCollatorForJinaVLM(processor),
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(dim=-1),
+    )
+    metrics = trainer.evaluate()
+    assert 0 <= metrics["eval_accuracy"] <= 1
+    assert seen["labels"].shape == seen["tokens"].shape
+    assert len(seen["labels"]) == 5
+
+
+def test_the_rates_of_all_modules_are_logged(build_trainer):
+    trainer = build_trainer(
+        learning_rate=1e-3, connector_learning_rate=2e-3, vision_tower_warmup_steps=2, lr_scheduler_type="linear"
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["connector_learning_rate"] for entry in logged] == pytest.approx([2e-3, 1.5e-3, 1e-3, 5e-4])
+    assert [entry["vision_tower_learning_rate"] for entry in logged] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+    assert [entry["language_model_learning_rate"] for entry in logged] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
 
 
 def test_predictions_are_only_logits(build_trainer, build_row):
