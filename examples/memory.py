@@ -19,8 +19,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from examples.finetune import ModelArguments, lora
 from jvlm import JinaVLMConfig
+from jvlm.training.finetune import ModelArguments, add_adapters
 
 
 GIB = 2**30
@@ -116,7 +116,9 @@ def estimate(
     with torch.device("meta"):
         dtype = "bfloat16" if is_sharded or strategy == "lora" else "float32"
         base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        model = lora(base, ModelArguments(model_name_or_path="")) if strategy == "lora" else base
+        model = (
+            add_adapters(base, ModelArguments(model_name_or_path="", recipe="lora")) if strategy == "lora" else base
+        )
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_storage(model.train())
         kept = activations(base, batch_size, tiles, length)

@@ -4,7 +4,7 @@ The program that `test_distributed.py` launches in several processes:
 
     accelerate launch ... distributed_program.py FOLDER STRATEGY [ARGUMENT...]
 
-It trains with all settings of RUNS[STRATEGY], and calls examples.finetune if there are arguments for it. FOLDER
+It trains with all settings of RUNS[STRATEGY], and calls jvlm.training.finetune if there are arguments for it. FOLDER
 contains `model` and `rows.pt`, rows by name. Every process writes its results to FOLDER/STRATEGY/RUN/RANK.json.
 """
 
@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
         shard_on_cpu()
     run_all(Path(folder), strategy)
     if finetune_arguments:
-        from examples import finetune
+        from jvlm.training import finetune
 
         finetune.main(finetune_arguments)
     torch.distributed.destroy_process_group()

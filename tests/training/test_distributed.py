@@ -69,11 +69,11 @@ def launch(config: str, *arguments: str, timeout: int = 400) -> str | None:
 
 
 def finetune_arguments(folder: Path) -> list[str]:
-    """Arguments of examples.finetune, for the rows and the model in `folder`."""
+    """Arguments of jvlm.training.finetune, for the rows and the model in `folder`."""
     settings = {
         "model_name_or_path": folder / "model",
         "dataset_name": folder / "rows.jsonl",
-        "dataset_test_split": "test",
+        "dataset_test_name": folder / "held_out.jsonl",
         "output_dir": folder / "finetuned",
         "max_steps": 2,
         "per_device_train_batch_size": 1,
@@ -111,7 +111,8 @@ def folder(module_folder, build_model, build_processor, build_row):
             for image in row["images"]:
                 image.save(module_folder / f"{number}.png")
             lines.append(json.dumps({**row, "images": [f"{number}.png"] * len(row["images"])}))
-        (module_folder / "rows.jsonl").write_text("\n".join(lines))
+        for name in ("rows.jsonl", "held_out.jsonl"):
+            (module_folder / name).write_text("\n".join(lines))
     return module_folder
 
 
@@ -217,7 +218,7 @@ def test_fsdp_wraps_the_configured_blocks(build_model):
     assert found == {"SiglipEncoderLayer", "Qwen3DecoderLayer"}
 
 
-@pytest.mark.skipif(not CAN_FINETUNE, reason="examples.finetune needs datasets, peft and matplotlib")
+@pytest.mark.skipif(not CAN_FINETUNE, reason="jvlm.training.finetune needs datasets, peft and matplotlib")
 def test_finetuning_program_with_fsdp2(run_folder, folder):
     run_folder("fsdp2", "mixed")  # the same launch runs the program
     output = folder / "finetuned"
