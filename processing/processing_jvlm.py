@@ -13,18 +13,21 @@
 # limitations under the License.
 """Processor of JinaVLM: images and prompts to model inputs."""
 
+import copy
 import re
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
 from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
 from ..published_format.published_schema import read_processor
 from ..published_format.published_template import read_template
 from .prompt_format import CHAT_TEMPLATES, EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER, add_image_tokens
+from .thread_safety import SerialTokenizer, own_template
 
 
 @auto_docstring(
@@ -86,6 +89,30 @@ class JinaVLMProcessor(ProcessorMixin):
             args[1].init_kwargs.pop("auto_map", None)
             args[1].chat_template = read_template(args[1].chat_template)
         return super().from_args_and_dict(args, settings, **kwargs)
+
+    @auto_docstring
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],  # type: ignore[misc]  # vLLM reads the annotation
+    ):
+        r"""
+        Returns:
+            [`BatchFeature`]: the inputs of the model. Threads may share a processor, whatever their padding and
+            truncation.
+        """
+        processor = copy.copy(self)
+        processor.tokenizer = SerialTokenizer(self.tokenizer)
+        return super(JinaVLMProcessor, processor).__call__(images=images, text=text, **kwargs)
+
+    def apply_chat_template(self, conversation, chat_template=None, *args, **kwargs):
+        """See [`~ProcessorMixin.apply_chat_template`]. Threads may share a processor."""
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = templates.get(chat_template or "default", chat_template)
+        if template is not None and kwargs.get("return_assistant_tokens_mask"):
+            template = own_template(template)
+        return super().apply_chat_template(conversation, template, *args, **kwargs)
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
         """Also groups images by prompt, and adds placeholders to prompts that have images but no placeholder."""
