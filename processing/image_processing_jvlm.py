@@ -281,8 +281,7 @@ class JinaVLMImageProcessor(PilBackend):
                     for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
                         target = output[:, channel].unflatten(0, frame)
                         torch.add(shift[channel], values, alpha=scale[channel], out=target)
-        if do_normalize and not do_rescale:
-            _warn_about_white(pixel_values)
+        _warn_about_white(pixel_values, do_rescale, do_normalize)
 
         data = {
             "pixel_values": pixel_values,
@@ -292,9 +291,9 @@ class JinaVLMImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-def _warn_about_white(pixel_values: torch.Tensor):
+def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize: bool):
     """Warns if normalized values are so large that white was 255 before and not 1: it becomes 509 instead of 1."""
-    if pixel_values.abs().max() > 10:
+    if do_normalize and not do_rescale and pixel_values.abs().max() > 10:
         logger.warning_once(
             "Images have values far above 1 without `do_rescale`, so that `do_normalize` makes them too bright. Leave "
             "out `do_rescale=False` if 255 is white."
