@@ -26,7 +26,7 @@ def read(document: str) -> str:
 
 
 def python_blocks() -> list:
-    """All Python blocks of the documents, but those of training.md, which tests/training/test_guide.py runs in order."""
+    """All Python blocks of the documents. Those of training.md run in order, in tests/training/test_guide.py."""
     return [
         pytest.param(block, id=f"{document}-{index}")
         for document in DOCUMENTS
