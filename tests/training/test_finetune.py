@@ -213,6 +213,17 @@ def test_adapters_train_on_bfloat16_in_float32(checkpoint, rows_folder, tmp_path
         assert not torch.equal(merged.merge_and_unload().state_dict()[name], weights(checkpoint)[name])
 
 
+def test_packed_rows_give_the_weights_of_padded_ones(checkpoint, rows_folder, tmp_path):
+    run(checkpoint, rows_folder, tmp_path / "padded", "--learning_rate", "1e-3")
+    run(checkpoint, rows_folder, tmp_path / "packed", "--learning_rate", "1e-3", "--packing")
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]]
+        for name in ("padded", "packed")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "| packing | yes |" in (tmp_path / "packed" / "README.md").read_text()
+
+
 def test_adapters_on_bfloat16_need_autocast(checkpoint, rows_folder, tmp_path):
     with pytest.raises(ValueError, match="--bf16"):
         run(checkpoint, rows_folder, tmp_path, "--recipe", "lora", "--dtype", "bfloat16")

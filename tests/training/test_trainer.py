@@ -135,6 +135,41 @@ def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, bu
     assert_close(total, gradients)
 
 
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_rows_train_like_padded_ones(build_model, build_processor, build_row, layout, attn_implementation):
+    rows = [build_row(0, num_turns=2), build_row(1, num_images=0), build_row(2, num_images=2), build_row(3)]
+    processor = build_processor(layout)
+    padded = DataCollatorForJinaVLM(processor)(rows)
+    packed = DataCollatorForJinaVLM(processor, packing=True)(rows)
+    assert packed["input_ids"].shape == (1, padded["attention_mask"].sum())
+    assert torch.equal(packed["input_ids"][0], padded["input_ids"][padded["attention_mask"].bool()])
+    assert (packed["position_ids"] == 0).sum() == len(rows)
+    model = build_model(layout, attn_implementation).train()
+    loss, gradients = loss_and_gradients(model, padded)
+    packed_loss, packed_gradients = loss_and_gradients(model, packed)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=0)
+    assert_close(packed_gradients, gradients)
+    # Neither padding at the end nor the order of rows plays a role.
+    more = DataCollatorForJinaVLM(processor, packing=True, pad_to_multiple_of=64)(rows[::-1])
+    assert more["input_ids"].shape[1] % 64 == 0
+    torch.testing.assert_close(model(**more).loss.detach(), loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_training_and_evaluation_equal_padded_ones(build_trainer, build_row, checkpointing):
+    rows = [build_row(number, num_images=number % 3, num_turns=1 + number % 2) for number in range(8)]
+    settings = {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3, "learning_rate": 1e-3}
+    trainers = [build_trainer(rows, gradient_checkpointing=checkpointing, **settings) for _ in range(2)]
+    trainers[1].data_collator.packing = True
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[1]) == pytest.approx(losses(trainers[0]), rel=1e-5)
+    evaluations = [trainer.evaluate(rows)["eval_loss"] for trainer in trainers]
+    assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-5)
+    assert trainers[1].data_collator.packing
+
+
 def test_gradient_accumulation_equals_a_large_batch(build_trainer):
     at_once = build_trainer(per_device_train_batch_size=4)
     at_once.train()
