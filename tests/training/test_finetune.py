@@ -217,7 +217,10 @@ def test_packed_rows_give_the_weights_of_padded_ones(checkpoint, rows_folder, tm
     run(checkpoint, rows_folder, tmp_path / "padded", "--learning_rate", "1e-3")
     run(checkpoint, rows_folder, tmp_path / "packed", "--learning_rate", "1e-3", "--packing")
     losses = [
-        [entry["loss"] for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]]
+        [
+            entry["loss"]
+            for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]
+        ]
         for name in ("padded", "packed")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
