@@ -207,6 +207,10 @@ def conversation(row: dict, chat_template: str | dict | None = None) -> list[dic
     images = row.get("image") if row.get("images") is None else row["images"]
     images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
     images = [_open(image) for image in images]
+    if images and any("<image>" in (part.get("text") or "") for message in messages for part in message["content"]):
+        logger.warning_once(
+            "A text has '<image>', which stays text. `jvlm.training.formats.RowCollator` puts an image in its place."
+        )
     if images and not any(isinstance(message["content"], (list, tuple)) for message in row["messages"]):
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = [{"type": "image"}] * len(images) + first["content"]
