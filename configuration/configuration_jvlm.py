@@ -280,7 +280,12 @@ class JinaVLMConfig(PreTrainedConfig):
             )
         for name, size, divisor, whose in (
             ("vision_config.hidden_size", vision.hidden_size, vision.num_attention_heads, "num_attention_heads"),
-            ("text_config.num_attention_heads", text.num_attention_heads, text.num_key_value_heads, "num_key_value_heads"),
+            (
+                "text_config.num_attention_heads",
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                "num_key_value_heads",
+            ),
             ("text_config.head_dim", text.head_dim, 2, "which RoPE rotates in pairs"),
         ):
             if size % divisor:
