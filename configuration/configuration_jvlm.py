@@ -301,18 +301,18 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"{self.patches_per_side} patches of a tile's side, {self.pooling_size} patches each, to less than "
                 "one cell."
             )
+        heads, groups = text.num_attention_heads, text.num_key_value_heads
         for name, size, divisor, whose in (
             ("vision_config.hidden_size", vision.hidden_size, vision.num_attention_heads, "num_attention_heads"),
-            (
-                "text_config.num_attention_heads",
-                text.num_attention_heads,
-                text.num_key_value_heads,
-                "num_key_value_heads",
-            ),
+            ("text_config.num_attention_heads", heads, groups, "num_key_value_heads"),
             ("text_config.head_dim", text.head_dim, 2, "which RoPE rotates in pairs"),
         ):
             if size % divisor:
                 raise ValueError(f"`{name}` ({size}) must be a multiple of {divisor} ({whose}).")
+        self._check_token_ids()
+
+    def _check_token_ids(self):
+        text = self.text_config
         token_ids = {name: getattr(self, name) for name in IMAGE_TOKEN_IDS}
         if len(set(token_ids.values())) < len(token_ids):
             raise ValueError(f"The image tokens must have different ids, got {token_ids}.")

@@ -70,6 +70,8 @@ def is_one_of(value: Any, values: tuple) -> bool:
 
 
 def _is_dtype(value: Any) -> bool:
+    if value == "auto":  # an argument of `from_pretrained` that passes through configurations
+        return True
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
