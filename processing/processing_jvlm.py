@@ -13,6 +13,7 @@
 # limitations under the License.
 """Processor of JinaVLM: images and prompts to model inputs."""
 
+import os
 import re
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers.processing_utils import MultiModalData, ProcessorMixin
 from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
+from ..configuration.config_files import KINDS, check_config_files
 from ..published_format.published_schema import read_processor
 from .prompt_format import CHAT_TEMPLATES, EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER, add_image_tokens
 
@@ -71,8 +73,10 @@ class JinaVLMProcessor(ProcessorMixin):
         See [`~ProcessorMixin.from_pretrained`]. Overridden to name a damaged file of the folder.
 
         Raises:
-            ValueError: if a file is damaged; the message names it.
+            ValueError: if a file is damaged or has a wrong value; the message names it.
         """
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        check_config_files(folder, *KINDS)
         with name_damaged_file(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
