@@ -328,15 +328,17 @@ def _check_values(settings: SimpleNamespace):
 
 
 def _numbers(name: str, value: Any, count: int) -> torch.Tensor:
-    """An argument as a float32 tensor `[count]`. Only `image_mean` may be 0 or less."""
+    """An argument as a float32 tensor `[count]`. `image_mean` may be 0, `image_std` must be positive."""
     try:
         numbers = torch.tensor(value, dtype=torch.float32).expand(count)
-        inverse = torch.zeros(1) if name == "image_mean" else 1 / numbers.clamp(min=0)
-        if torch.cat([numbers, inverse]).isfinite().all():
+        is_valid = numbers.isfinite()
+        if name != "image_mean":
+            is_valid = is_valid & (1 / numbers).isfinite() & ((numbers > 0) | (name != "image_std"))
+        if is_valid.all():
             return numbers
     except (TypeError, ValueError, RuntimeError):
         pass  # no numbers, or not as many
-    kind = "finite" if name == "image_mean" else "finite and above 0"
+    kind = {"image_mean": "finite", "image_std": "finite and above 0"}.get(name, "finite and not 0")
     amount = "a number" if count == 1 else f"a number or {count} numbers"
     raise ValueError(f"`{name}` must be {amount}, {kind}; got {value!r}.")
 
