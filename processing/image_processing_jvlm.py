@@ -170,7 +170,17 @@ class JinaVLMImageProcessor(PilBackend):
     @auto_docstring
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         self._checked_settings(kwargs)  # also the settings of a file, which Transformers does not check
+        # As in `_settings`, None is the processor's setting.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         return super().preprocess(images, *args, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        """Also names `size` in errors."""
+        try:
+            return super()._standardize_kwargs(**kwargs)
+        except (IndexError, TypeError) as error:
+            sizes = {name: kwargs[name] for name in ("size", "crop_size", "pad_size") if kwargs.get(name) is not None}
+            raise ValueError(f"`size` must have the same `height` and `width`, got {sizes}.") from error
 
     def _prepare_image_like_inputs(self, images: ImageInput, *args, **kwargs) -> list[PIL.Image.Image | torch.Tensor]:
         """Also names the index of an image in errors."""
@@ -302,7 +312,7 @@ def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize
 
 def _check_values(settings: SimpleNamespace):
     """Raises if an argument has a value that cannot be right, or that this image processor does not support."""
-    if settings.resample not in _INTERPOLATION:
+    if settings.resample not in list(_INTERPOLATION):
         raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {settings.resample!r}.")
     if settings.do_resize and not 1 <= settings.min_pixels <= min(settings.max_pixels, MAX_TILE_SIZE**2):
         raise ValueError(
