@@ -390,7 +390,7 @@ def check_setting_is_named(error: ValueError):
     assert re.search(r"`\w+`|field '\w+'|size\b|aspect ratio|is not a valid \w+", str(error)), error
 
 
-@effort(short=100, long=4000)
+@effort(short=100, long=1500)
 @given(data=st.data())
 def test_wild_settings_work_or_are_an_error(data):
     """Also of a file or an attribute. Nothing is allocated for an absurd size."""
