@@ -15,6 +15,7 @@
 
 import itertools
 import os
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -221,10 +222,20 @@ class JinaVLMImageProcessor(PilBackend):
             self._checked_settings(images_kwargs)  # takes longer, and names the argument of a wrong type
             raise
 
+    def get_image_grids(
+        self, image_sizes: Iterable[Sequence[int]], images_kwargs: dict[str, Any] | None = None
+    ) -> list[tuple[int, int]]:
+        """Rows and columns of the tiles of images, from their heights and widths in pixels."""
+        settings = self._checked_settings(images_kwargs)
+        geometry = _geometry(settings)
+        return [
+            geometry.select_grid(*_size_after_first_resize(*size, settings), settings.max_crops)
+            for size in image_sizes
+        ]
+
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""
-        settings = self._checked_settings(images_kwargs)
-        return _geometry(settings).select_grid(*_size_after_first_resize(height, width, settings), settings.max_crops)
+        return self.get_image_grids([(height, width)], images_kwargs)[0]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Number of tiles of an image of this size in pixels, including the thumbnail."""

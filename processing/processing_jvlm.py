@@ -254,7 +254,7 @@ class JinaVLMProcessor(ProcessorMixin):
             return MultiModalData()
         images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
         geometry = self.image_processor.geometry(images_kwargs)
-        grids = [self.image_processor.get_image_grid(*size, images_kwargs) for size in image_sizes]
+        grids = self.image_processor.get_image_grids(image_sizes, images_kwargs)
         num_tokens = [geometry.num_tokens(grid)[0] for grid in grids]
         num_tiles = [1 + rows * cols for rows, cols in grids]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
