@@ -408,7 +408,7 @@ def read_image_processor(settings: dict[str, Any]) -> dict[str, Any]:
         if low >= high:
             raise _refuse("preprocessor_config.image_max", high, f"it must be more than `image_min`, which is {low}")
         settings |= {"image_mean": [low / (low - high)] * 3, "image_std": [1 / (high - low)] * 3}
-    check_settings(settings, IMAGE_PROCESSOR, "image_processor.", null=False)
+    check_settings(settings, IMAGE_PROCESSOR, null=False)
     fewest, most = settings.get("min_pixels"), settings.get("max_pixels")
     if fewest and most and fewest > most:
         raise ValueError(f"`image_processor.min_pixels` ({fewest}) must not be more than `max_pixels` ({most}).")
