@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """What the values of settings may be, by path. The published schema and ours are checked by the same tables.
 
-The limits are far above any real model. They keep a wrong number from asking for gigabytes before another check fails.
+The limits are far above any real model, so that a wrong setting is an error before it takes gigabytes of memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+
+MAX_CROPS = 2**10
+MAX_TILE_SIZE = 2**12  # pixels
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _by_name(kinds: dict[Kind, str], prefix: str = "") -> dict[str, Kind]:
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 NAME = Kind(lambda value: isinstance(value, str), "a string")
 OBJECT = Kind(lambda value: isinstance(value, dict), "a JSON object")
-_SIZE, _PIXELS, _LENGTH = whole(1, 2**20), whole(1, 2**12), whole(1, 2**31 - 1)
+_SIZE, _PIXELS, _LENGTH = whole(1, 2**20), whole(1, MAX_TILE_SIZE), whole(1, 2**31 - 1)
 _BLOCKS = whole(1, 2**10)  # a list of them is built before any weight is compared
 _COUNT = whole(0, 2**31 - 1)  # also ids of tokens
 _IDS = either(_COUNT, several(_COUNT))
@@ -168,9 +172,9 @@ IMAGE_PROCESSOR = _by_name(
     {
         FLAG: "antialias do_convert_rgb do_normalize do_rescale do_resize resize_in_float32",
         _LAYOUT: "layout",
-        _BLOCKS: "max_crops",
+        whole(1, MAX_CROPS): "max_crops",
         _LENGTH: "max_pixels",
-        whole(1, 2**24): "min_pixels",  # smaller images are enlarged to it
+        whole(1, MAX_TILE_SIZE**2): "min_pixels",  # smaller images are enlarged to it
         _PAIR: "overlap_margins",
         either(_PAIR, one_of(None)): "pooled_grid",
         OBJECT: "size",

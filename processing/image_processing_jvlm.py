@@ -39,11 +39,12 @@ from transformers.utils import TensorType, auto_docstring, logging
 
 from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import default_pooled_grid
+from ..configuration.setting_kinds import MAX_TILE_SIZE
 from ..published_format.published_schema import read_image_processor
 from .image_conversion import to_rgb, with_channel_axis
 from .image_loading import load_image, naming_image
 from .resizing import as_float, empty, image_size, resize
-from .tiling import MAX_TILE_SIZE, TileGeometry
+from .tiling import TileGeometry
 
 
 logger = logging.get_logger(__name__)

@@ -15,6 +15,7 @@ from packaging import version
 from transformers import GenerationConfig, ProcessorMixin
 from transformers.utils import logging
 
+from ..configuration.setting_kinds import shown
 from .prompt_format import IMAGE_PLACEHOLDER
 
 
@@ -130,7 +131,7 @@ def check_chat(processor: ProcessorMixin, conversations: Any, template: str, kwa
         messages = getattr(messages, "messages", messages)
         place = f" of conversation {index}" if is_batch else ""
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise ValueError(f"The list of messages{place} is {_short(messages)}; it must be a list of dicts.")
+            raise ValueError(f"The list of messages{place} is {shown(messages)}; it must be a list of dicts.")
         for number, message in enumerate(messages):
             if problem := _problem(message, template):
                 raise ValueError(f"Message {number}{place} {problem}.")
@@ -140,7 +141,7 @@ def _problem(message: Any, template: str) -> str | None:
     """What is wrong with a message, and the fix."""
     if not isinstance(message, Mapping):
         is_object = _TAKES_OBJECTS and hasattr(message, "role")
-        return None if is_object else f"is {_short(message)}; write a dict with `role` and `content`"
+        return None if is_object else f"is {shown(message)}; write a dict with `role` and `content`"
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not role:
         return 'has no `role`; add, for example, "role": "user"'
@@ -157,7 +158,7 @@ def _problem(message: Any, template: str) -> str | None:
     if isinstance(content, str):
         return None
     if not isinstance(content, (list, tuple)):
-        return f"has the content {_short(content)}; write a string or a list of parts"
+        return f"has the content {shown(content)}; write a string or a list of parts"
     problems = (_problem_of_part(part, role, template) for part in content)
     return next((problem for problem in problems if problem), None)
 
@@ -165,17 +166,17 @@ def _problem(message: Any, template: str) -> str | None:
 def _problem_of_part(part: Any, role: str, template: str) -> str | None:
     if not isinstance(part, Mapping):
         is_object = _TAKES_OBJECTS and hasattr(part, "type")
-        return None if is_object else f'has the part {_short(part)}; write {{"type": "text", "text": ...}}'
+        return None if is_object else f'has the part {shown(part)}; write {{"type": "text", "text": ...}}'
     kind = part.get("type")
     if kind is None:
-        return f'has a part without a `type`: {_short(part)}; add, for example, "type": "text"'
+        return f'has a part without a `type`: {shown(part)}; add, for example, "type": "text"'
     is_image = kind == "image" or (kind == "image_url" and "image_url" in part)
     if not is_image and kind != "text" and not re.search(rf"""['"]{re.escape(str(kind))}['"]""", template):
         return f"has a part of the type {kind!r}; JinaVLM takes parts of the types 'text' and 'image'"
     if is_image and role == "assistant":
         return "is the assistant's and has an image; put the image into a message of the user"
     if kind == "text" and not isinstance(part.get("text"), str):
-        return f"has a text part without a text: {_short(part)}; add the `text`"
+        return f"has a text part without a text: {shown(part)}; add the `text`"
     images = [key for key in _IMAGE_KEYS if part.get(key) is not None]
     if len(images) > is_image:
         fix = "give an image once" if is_image else 'make it a part of its own, with "type": "image"'
@@ -205,11 +206,6 @@ def _is_given(value: Any) -> bool:
 def _mentions(template: str, key: str) -> bool:
     """Whether a template reads a key: `message.key`, `message['key']` or `message.get('key')`."""
     return re.search(rf"""(\.|\[['"]|get\(['"]){key}\b""", template) is not None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 __all__ = ["check_call", "check_chat", "check_placeholder", "name_template"]

@@ -10,12 +10,10 @@ from functools import lru_cache
 import numpy as np
 
 from ..configuration.configuration_jvlm import default_pooled_grid
+from ..configuration.setting_kinds import MAX_CROPS, MAX_TILE_SIZE
 
 
-# Limits that are far above any model, so that a wrong setting is an error before it takes gigabytes of memory.
-MAX_TILE_SIZE = 4096  # pixels
-MAX_PATCHES_PER_SIDE = 256
-MAX_CROPS = 1024
+MAX_PATCHES_PER_SIDE = 256  # more would take gigabytes of memory
 
 
 @lru_cache

@@ -24,6 +24,7 @@ from ..configuration.setting_kinds import (
     CONFIG,
     FLAG,
     IMAGE_PROCESSOR,
+    MAX_TILE_SIZE,
     Kind,
     check_settings,
     is_one_of,
@@ -89,7 +90,7 @@ def _auto_map(**classes: str) -> SaveOnly:
     return SaveOnly({name: f"jinaai/jina-vlm--{path}" for name, path in classes.items()})
 
 
-_SQUARE = several(whole(1, 2**12), 2)
+_SQUARE = several(whole(1, MAX_TILE_SIZE), 2)
 
 
 def _side(size: list[int], ours: dict) -> int:
