@@ -20,11 +20,11 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.image_utils import load_image
 
 from ..configuration.checkpoint_files import read_json
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
+from ..processing.image_loading import load_image
 from ..processing.processing_jvlm import JinaVLMProcessor
 from .checkpoint_folder import (
     DTYPES,
@@ -49,10 +49,10 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 # Where a checkpoint comes from and which version saved it. They have no effect.
 WITHOUT_EFFECT = {"_from_model_config", "_name_or_path", "transformers_version"}
 _TOKENIZER_PROPERTIES = ("added_tokens_decoder", "all_special_tokens", "pad_token_type_id", "special_tokens_map")
-# Attributes and arguments of tokenizers that other entries contain, or that say where they come from or what they did.
-_OTHERS = {"added_tokens_decoder", "auto_map", "chat_template", "init_inputs", "init_kwargs"}
-_OTHERS |= {"deprecation_warnings", "files_loaded", "is_local", "local_files_only", "name_or_path", "verbose"}
-_OTHERS |= {*_TOKENIZER_PROPERTIES}
+# Attributes and arguments of a tokenizer that are compared elsewhere, or that have no effect on tokens.
+_NOT_COMPARED = {"added_tokens_decoder", "auto_map", "chat_template", "init_inputs", "init_kwargs"}
+_NOT_COMPARED |= {"deprecation_warnings", "files_loaded", "is_local", "local_files_only", "name_or_path", "verbose"}
+_NOT_COMPARED |= {*_TOKENIZER_PROPERTIES}
 
 
 @dataclass
@@ -248,9 +248,9 @@ def _settings(
         "chat_template": processor.chat_template,
         "tokenizer": {
             "class": type(tokenizer).__name__,
-            **{name: value for name, value in vars(tokenizer).items() if name[0] != "_" and name not in _OTHERS},
+            **{name: value for name, value in vars(tokenizer).items() if name[0] != "_" and name not in _NOT_COMPARED},
             # Processors take them as defaults for their own arguments.
-            "init_kwargs": {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OTHERS},
+            "init_kwargs": {name: value for name, value in tokenizer.init_kwargs.items() if name not in _NOT_COMPARED},
             **{name: getattr(tokenizer, name) for name in _TOKENIZER_PROPERTIES},
         },
         "tokenizer.backend": _backend(tokenizer),
