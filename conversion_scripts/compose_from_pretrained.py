@@ -29,6 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from jvlm_cli.command_line import argument_parser, run
+
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMConnector
 from ..processing.image_processing_jvlm import JinaVLMImageProcessor
@@ -46,7 +48,6 @@ from .checkpoint_folder import (
     local_folder,
     read_shapes,
 )
-from .command_line import argument_parser, run
 from .model_card import write_model_card
 from .output_folder import new_folder
 

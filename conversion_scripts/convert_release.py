@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
+from jvlm_cli.command_line import argument_parser, run
+
 from ..configuration.checkpoint_files import listed
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..processing.prompt_format import IMAGE_TOKENS
@@ -46,7 +48,6 @@ from .checkpoint_folder import (
     to_published_weights,
     unused_published_shapes,
 )
-from .command_line import argument_parser, run
 from .model_card import write_model_card
 from .output_folder import new_folder
 

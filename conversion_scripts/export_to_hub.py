@@ -16,6 +16,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.utils import validate_repo_id
 
+from jvlm_cli.command_line import argument_parser, run
+
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
 from ..processing.image_processing_jvlm import JinaVLMImageProcessor
@@ -30,7 +32,6 @@ from .checkpoint_folder import (
     load_processor,
     local_folder,
 )
-from .command_line import argument_parser, run
 from .model_card import write_model_card
 from .output_folder import new_folder
 

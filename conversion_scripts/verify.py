@@ -21,6 +21,8 @@ import PIL.Image
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from jvlm_cli.command_line import argument_parser, run
+
 from ..configuration.checkpoint_files import read_json
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
@@ -37,7 +39,6 @@ from .checkpoint_folder import (
     read_config_file,
     remove_export_additions,
 )
-from .command_line import argument_parser, run
 
 
 FILES_WITH_AUTO_MAP = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")

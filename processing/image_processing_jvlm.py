@@ -230,8 +230,8 @@ class JinaVLMImageProcessor(PilBackend):
         settings = self._checked_settings(images_kwargs)
         geometry = _geometry(settings)
         return [
-            geometry.select_grid(*_size_after_first_resize(*size, settings), settings.max_crops)
-            for size in image_sizes
+            geometry.select_grid(*_size_after_first_resize(height, width, settings), settings.max_crops)
+            for height, width in image_sizes
         ]
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:

@@ -7,29 +7,21 @@ Asks a question about one or more images and prints the answer while it is writt
     jvlm ask page.png "How many digits are there?" --tiles tiles.png
 """
 
-import argparse
 from pathlib import Path
 
 from .answering import Answerer, add_model_options, print_answer, user_message
+from .command_line import argument_parser, run
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(
-        "jvlm ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("jvlm ask", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="path or URL of an image")
     parser.add_argument("question", help="what to ask about the images")
     parser.add_argument(
         "--tiles", type=Path, metavar="FILE", help="also draw how the images are cut into tiles: FILE, FILE-2, …"
     )
     add_model_options(parser)
-    args = vars(parser.parse_args(argv))
-    images, question, tiles = args.pop("images"), args.pop("question"), args.pop("tiles")
-    try:
-        answer = ask(images, question, tiles, **args)
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
-    return None if answer else 1
+    return None if run(parser, ask, argv) else 1
 
 
 def ask(images: list[str], question: str, tiles: Path | None = None, **options) -> str:

@@ -9,30 +9,29 @@ Chats about images in the terminal. Each line is a message; an answer is printed
 /exit         ends the chat, as the end of the input does
 """
 
-import argparse
 import sys
 
 from .answering import Answerer, add_model_options, print_answer, user_message
+from .command_line import argument_parser, run
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(
-        "jvlm chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser("jvlm chat", __doc__)
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="path or URL of an image of the first message")
     add_model_options(parser)
-    args = vars(parser.parse_args(argv))
-    images = args.pop("images")
-    try:
-        answerer = Answerer(**args)
-        load = answerer.processor.image_processor.fetch_images
-        _chat(answerer, [load(image) for image in images])
-    except (OSError, ValueError) as error:
-        parser.exit(1, f"{parser.prog}: error: {error}\n")
-    return None
+    return run(parser, chat, argv)
 
 
-def _chat(answerer: Answerer, images: list) -> None:
+def chat(images: list[str], **options) -> None:
+    """
+    Reads messages from the standard input and prints the answers. The first message is about `images`.
+
+    Raises:
+        OSError, ValueError: if the checkpoint or one of these images cannot be read.
+    """
+    answerer = Answerer(**options)
+    load = answerer.processor.image_processor.fetch_images
+    images = load(images)
     messages: list[dict] = []
     while (line := _read_line()) is not None:
         command, _, argument = line.partition(" ")
@@ -42,7 +41,7 @@ def _chat(answerer: Answerer, images: list) -> None:
             if command == "/clear":
                 messages, images = [], []
             elif command == "/image":
-                images.append(answerer.processor.image_processor.fetch_images(argument.strip()))
+                images.append(load(argument.strip()))
             elif line:
                 turn = user_message(images, line)
                 answer = print_answer(answerer.stream([*messages, turn]))

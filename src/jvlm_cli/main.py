@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from importlib.metadata import version
 
+from .command_line import argument_parser
+
 
 # Subcommand: its module, which has `main(argv) -> int | None`, and its line in the help.
 COMMANDS = {
@@ -33,12 +35,8 @@ def main(argv: list[str] | None = None) -> int | None:
     """
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        "jvlm",
-        description="JinaVLM: asks, serves, converts and trains vision-language models.",
-        epilog="\n".join(["commands:", *lines, "", "`jvlm COMMAND --help` shows the options of a command."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("jvlm", "JinaVLM: asks, serves, converts and trains vision-language models.")
+    parser.epilog = "\n".join(["commands:", *lines, "", "`jvlm COMMAND --help` shows the options of a command."])
     parser.add_argument("--version", action="version", version=f"jvlm {version('jvlm')}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")

@@ -7,19 +7,14 @@ registered, and takes its options.
     jvlm serve jinaai/jina-vlm --port 9000
 """
 
-import argparse
-
 from .answering import shipped_model
+from .command_line import argument_parser
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    parser = argparse.ArgumentParser(
-        "jvlm serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="jvlm serve [MODEL] [OPTION ...]",
-        epilog="`transformers serve --help` lists all other options.",
-    )
+    parser = argument_parser("jvlm serve", __doc__)
+    parser.usage = "jvlm serve [MODEL] [OPTION ...]"
+    parser.epilog = "`transformers serve --help` lists all other options."
     parser.add_argument("model", nargs="?", metavar="MODEL", help="folder or Hub id; by default the shipped model")
     argv = list(argv or [])
     if argv[:1] in (["-h"], ["--help"]):

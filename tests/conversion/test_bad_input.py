@@ -20,12 +20,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.conversion_scripts import convert_release as convert_module
-from jvlm.conversion_scripts.command_line import argument_parser, run
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release, main
 from jvlm.conversion_scripts.export_to_hub import export_to_hub
 from jvlm.conversion_scripts.output_folder import new_folder
 from jvlm.conversion_scripts.verify import verify
+from jvlm_cli.command_line import argument_parser, run
 
 
 @pytest.fixture
