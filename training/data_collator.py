@@ -206,7 +206,7 @@ def conversation(row: dict, chat_template: str | dict | None = None) -> list[dic
         raise ValueError('there is no assistant message to train on; add a message with `"role": "assistant"`.')
     images = row.get("image") if row.get("images") is None else row["images"]
     images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
-    images = [_open(image) for image in images]
+    images = [load_image(image) for image in images]
     if images and any("<image>" in (part.get("text") or "") for message in messages for part in message["content"]):
         logger.warning_once(
             "A text has '<image>', which stays text. `jvlm.training.formats.RowCollator` puts an image in its place."
@@ -255,23 +255,22 @@ def content_parts(content: str | list[dict]) -> list[dict]:
     """
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
-    parts = []
-    for part in content if isinstance(content, (list, tuple)) else [content]:
-        part = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else part
-        is_text = isinstance(part, dict) and part.get("type") == "text"
-        if not isinstance(part, dict) or "type" not in part or (is_text and not isinstance(part.get("text"), str)):
-            raise ValueError(
-                f'`content` must be a string or a list of parts such as {{"type": "text", "text": "..."}}, got '
-                f"{repr(part)[:60]}."
-            )
-        parts.append(part)
+    is_list = isinstance(content, (list, tuple))
+    parts = [
+        {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else part
+        for part in (content if is_list else [])
+    ]
+    wrong = [part for part in parts if not _is_part(part)] if is_list else [content]
+    if wrong:
+        raise ValueError(
+            '`content` must be a string or a list of parts such as {"type": "text", "text": "..."}, got '
+            f"{repr(wrong[0])[:60]}."
+        )
     return parts
 
 
-def _open(image):
-    if image is None or (isinstance(image, dict) and image.get("bytes") is None and image.get("path") is None):
-        raise ValueError(f"an image is {image!r}, but must be an image, or have `bytes` or a `path`.")
-    return load_image(image)
+def _is_part(part: Any) -> bool:
+    return isinstance(part, dict) and "type" in part and (part["type"] != "text" or isinstance(part.get("text"), str))
 
 
 def _describe(row: dict) -> str:

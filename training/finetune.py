@@ -22,7 +22,6 @@ import torch
 import yaml
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -174,17 +173,13 @@ def load_model(model_args: ModelArguments, args: JinaVLMTrainingArguments) -> Pr
 
 def add_adapters(model: PreTrainedModel, model_args: ModelArguments) -> PeftModel:
     """Adds LoRA or DoRA adapters and makes the connector trainable, both in float32."""
-    targets: list[str] | str = model_args.lora_target_modules
-    if targets == ["all-linear"]:
-        parts = (model.model.vision_tower, model.model.language_model)
-        linear = (name for part in parts for name, module in part.named_modules() if isinstance(module, nn.Linear))
-        targets = sorted({name.rpartition(".")[-1] for name in linear})
+    targets = model_args.lora_target_modules
     config = LoraConfig(
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
         lora_dropout=model_args.lora_dropout,
         use_dora=model_args.recipe == "dora",
-        target_modules=targets,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
         modules_to_save=["connector"],
         task_type="CAUSAL_LM",
     )

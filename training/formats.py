@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, load_data
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from transformers import ProcessorMixin
 
-from .data_collator import DataCollatorForJinaVLM
+from .data_collator import DataCollatorForJinaVLM, content_parts
 
 
 # Builders of 🤗 Datasets by file extension. CSV is read as text, so that an answer "007" or "None" stays what it is.
@@ -150,7 +150,7 @@ class RowFormat:
     def of(cls, path: str, image_folder: str | None = None, **kwargs) -> "RowFormat":
         """The format of the rows of `path`; relative paths of images begin in its folder if it is local."""
         local = Path(path)
-        if image_folder is None and local.parent.is_dir() and not _is_hub_id(path):
+        if image_folder is None and local.parent.is_dir() and not is_hub_id(path):
             image_folder = str(local if local.is_dir() else local.parent)
         return cls(image_folder=image_folder, **{"name": path, **kwargs})
 
@@ -257,11 +257,7 @@ class RowFormat:
     def _parts(self, content) -> list[dict] | None:
         if content is None:  # of a message with tool calls
             return None
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, (list, tuple)) or not all(isinstance(part, dict) for part in parts):
-            raise ValueError(f"`content` must be a string or a list of parts, got {repr(content)[:60]}.")
-        # Tables of Arrow fill missing keys with `None`.
-        parts = [{key: value for key, value in part.items() if value is not None} for part in parts]
+        parts = content_parts(content)
         for part in parts:
             for key in ("image", "path"):
                 if key in part:
@@ -385,7 +381,8 @@ def load_rows(
     return rows
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name can only be that of a repository on the Hub, and of no file or folder."""
     path = Path(name)
     is_id = len(path.parts) <= 2 and not path.is_absolute() and not path.exists() and not _builder(path)
     return is_id and not name.startswith(".") and not any(character in name for character in "*?[")
@@ -394,7 +391,7 @@ def _is_hub_id(name: str) -> bool:
 def _local_files(name: str, split: str) -> dict | None:
     """The arguments of `load_dataset` for local files, which are told by their extensions; `None` for a Hub id."""
     path = Path(name)
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return None
     if path.is_dir():
         return _folder(path, split)
@@ -482,4 +479,4 @@ def check_test_rows(train_name: str, train_split: str, test_name: str, test_spli
         )
 
 
-__all__ = ["FORMATS", "RowCollator", "RowFormat", "check_test_rows", "load_rows"]
+__all__ = ["FORMATS", "RowCollator", "RowFormat", "check_test_rows", "is_hub_id", "load_rows"]

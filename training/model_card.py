@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 
 from .evaluation import scores_by_question
+from .formats import is_hub_id
 from .trainer import JinaVLMTrainer
 
 
@@ -95,10 +96,10 @@ def training_card(
         tags=["jvlm", "lora"] if is_adapter else ["jvlm"],
         base_model=base_model,
         license=license,
-        datasets=[name for name in data_sets or [] if _is_hub_id(name)] or None,
+        datasets=[name for name in data_sets or [] if is_hub_id(name)] or None,
     )
     of_base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a JinaVLM checkpoint"
-    shown = ", ".join(f"`{name if _is_hub_id(name) else Path(name).name}`" for name in data_sets or [])
+    shown = ", ".join(f"`{name if is_hub_id(name) else Path(name).name}`" for name in data_sets or [])
     sections = [
         f"# {name.split('/')[-1]}",
         f"{'LoRA adapters for' if is_adapter else 'A fine-tuned version of'} {of_base}"
@@ -113,12 +114,6 @@ def training_card(
     ]
     text = "\n\n".join(section for section in sections if section)
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n", ignore_metadata_errors=True)
-
-
-def _is_hub_id(name: str) -> bool:
-    return (
-        not Path(name).exists() and not Path(name).suffix and name.count("/") <= 1 and not name.startswith((".", "/"))
-    )
 
 
 def _usage(name: str, is_adapter: bool, question: str) -> str:

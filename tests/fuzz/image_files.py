@@ -108,7 +108,7 @@ def _qoi(image: PIL.Image.Image) -> bytes:
 
 def _xpm(image: PIL.Image.Image) -> bytes:
     pixels = np.asarray(image.convert("L")) // 86
-    colours = ["a c #000000", "b c #7f7f7f", "c c None"]
+    colours = ["a c #000000", "b c #7f7f7f", "c c #ffffff"]
     rows = ["".join("abc"[value] for value in row) for row in pixels]
     lines = [f'"{text}",' for text in (f"{WIDTH} {HEIGHT} 3 1", *colours, *rows)]
     return "\n".join(["/* XPM */", "static char *image[] = {", *lines, "};"]).encode()
