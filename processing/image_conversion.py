@@ -98,7 +98,7 @@ def _convert_pillow(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.
                     "are those of 8 bits, pass `np.asarray(image).astype(np.uint8)`."
                 )
             image = PIL.Image.fromarray((values >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F") or (image.mode != "RGB" and not do_convert_rgb):
+        if image.mode in ("I", "F") or (image.mode != "RGB" and not do_convert_rgb):
             return np.atleast_3d(np.array(image))
         if image.has_transparency_data:
             image = image.convert("RGBA")

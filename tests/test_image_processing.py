@@ -109,6 +109,14 @@ def test_16_bit_images_are_scaled_to_8_bits(image_processor, make_image, message
     assert not messages
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I", "F", "I;16"])
+def test_modes_without_conversion_are_an_error(image_processor, make_image, mode):
+    image = make_image(90, 130).convert("L") if mode in ("I", "F", "I;16") else make_image(90, 130)
+    image = image.convert("I").convert(mode) if mode == "I;16" else image.convert(mode)
+    with pytest.raises(ValueError, match=r"Image 0: the model reads 3 channels.*`do_convert_rgb=True`"):
+        process(image_processor, image, do_convert_rgb=False)
+
+
 def test_dark_16_bit_images_give_a_warning(image_processor, make_image, messages):
     """They may be 8-bit values in 16 bits."""
     image = PIL.Image.fromarray(as_array(make_image(90, 130).convert("L")).astype(np.uint16))
