@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from jvlm.conversion_scripts import checkpoint_folder
 from jvlm.conversion_scripts import convert_release as convert_module
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release, main
 from jvlm.conversion_scripts.export_to_hub import export_to_hub
+from jvlm.conversion_scripts.output_folder import new_folder
 from jvlm.conversion_scripts.verify import verify
 
 
@@ -250,7 +250,7 @@ def test_disk_fills_up_while_writing(published, converted, refused, monkeypatch,
 
 def test_interrupted_program_leaves_no_files(tmp_path):
     def write_and_stop():
-        with checkpoint_folder.new_folder(tmp_path / "target" / "output") as folder:
+        with new_folder(tmp_path / "target" / "output") as folder:
             (folder / "file").write_text("half of it")
             raise KeyboardInterrupt
 
