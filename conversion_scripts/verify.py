@@ -104,33 +104,55 @@ def verify(
     for each in image or [_generated_image()]:
         with _cannot_compare(f"the image {each}"):
             images.append(load_image(each))
-    results = []
-    for checkpoint in (a, b):
-        with _cannot_compare(checkpoint):
-            results.append(_run(checkpoint, dtype, images, prompt))
-    first, second = results
-    relative = max(TOLERANCES.get(result.dtype, 0) for result in results)
-    stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
-    stages.append(_compare_entries("weights", first.weights, second.weights))
-    settings = [result.settings for result in results]
-    if first.format == second.format:
-        settings = [result.settings | result.format_settings for result in results]
-    return [*stages, _compare_entries("settings", *settings)]
+    return compare(*(examine(checkpoint, dtype, images, prompt) for checkpoint in (a, b)))
 
 
 @dataclass
-class _Result:
+class Findings:
     """
-    The output of every stage, the digest of every weight and the JSON text of every setting. `format_settings` are
-    those that `convert_release` and `export_to_hub` change. They are compared if the formats are equal.
+    What `verify` compares.
+
+    Args:
+        checkpoint (`str` or `Path`): the checkpoint.
+        format (`tuple[bool, bool]`): whether it is in the published format, and whether it has code of its own.
+        dtype (`torch.dtype`): the dtype of the computation.
+        outputs (`dict[str, torch.Tensor]`): the output of every stage.
+        weights (`dict[str, str]`): the digest of every weight.
+        settings (`dict[str, str]`): the JSON text of every setting.
+        format_settings (`dict[str, str]`): further settings, which `convert_release` and `export_to_hub` change. They
+            are compared if the formats are equal.
     """
 
+    checkpoint: str | Path
     format: tuple[bool, bool]
     dtype: torch.dtype
     outputs: dict[str, torch.Tensor]
     weights: dict[str, str]
     settings: dict[str, str]
     format_settings: dict[str, str]
+
+
+def examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
+    """
+    Runs a checkpoint and reads its weights and settings. See [`verify`] for the arguments.
+
+    Raises:
+        ValueError: if that fails for any reason.
+    """
+    with _cannot_compare(checkpoint):
+        return _examine(checkpoint, dtype, images, prompt)
+
+
+def compare(first: Findings, second: Findings) -> list[Stage]:
+    """The comparison of two checkpoints, see [`verify`]."""
+    with _cannot_compare(f"{first.checkpoint} and {second.checkpoint}"):
+        relative = max(TOLERANCES.get(findings.dtype, 0) for findings in (first, second))
+        stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
+        stages.append(_compare_entries("weights", first.weights, second.weights))
+        settings = [first.settings, second.settings]
+        if first.format == second.format:
+            settings = [first.settings | first.format_settings, second.settings | second.format_settings]
+        return [*stages, _compare_entries("settings", *settings)]
 
 
 @contextmanager
@@ -150,7 +172,7 @@ def _generated_image() -> PIL.Image.Image:
 
 
 @torch.inference_mode()
-def _run(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> _Result:
+def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
     folder = local_folder(checkpoint)
     config, model = load_config(folder), load_model(folder)
     weights = {name: _digest(weight) for name, weight in model.state_dict().items()}
@@ -185,12 +207,8 @@ def _run(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image
         "logits": model(**inputs).logits,
         "greedy tokens": greedy[0, inputs["input_ids"].shape[1] :],
     }
-    return _Result(_format(folder), model.dtype, outputs, weights, settings, format_settings)
-
-
-def _format(folder: Path) -> tuple[bool, bool]:
-    """Whether a checkpoint is in the published format, and whether it has code of its own."""
-    return is_published(folder), "auto_map" in read_config_file(folder)
+    format = is_published(folder), "auto_map" in read_config_file(folder)
+    return Findings(checkpoint, format, model.dtype, outputs, weights, settings, format_settings)
 
 
 def _digest(weight: torch.Tensor) -> str:
