@@ -232,6 +232,9 @@ class JinaVLMConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Checks fields against each other; `@strict` calls it after `__post_init__`."""
         super().validate_architecture()
+        if (file := getattr(self, "transformers_weights", None)) is not None:
+            # Transformers would load this file instead, even if it is a pickle.
+            raise ValueError(f"`transformers_weights` is {file!r}: remove it, and name the file model.safetensors.")
         vision = self.vision_config
         if vision.image_size % vision.patch_size:
             raise ValueError(

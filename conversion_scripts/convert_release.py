@@ -30,22 +30,21 @@ from ..published_format.published_schema import (
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
-    argument_parser,
     generation_config,
     is_published,
     load_config,
     load_model,
     load_processor,
     local_folder,
-    new_folder,
     published_bias_shapes,
     read_shapes,
     read_tensors,
-    run,
     to_published_weights,
     unused_published_shapes,
 )
+from .command_line import argument_parser, run
 from .model_card import write_model_card
+from .output_folder import new_folder
 
 
 LICENCE = "The weights are those of `jinaai/jina-vlm` or derived from them: CC BY-NC 4.0, no commercial use."

@@ -198,7 +198,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
                 `output_loading_info=True` the names of such weights are returned instead.
         """
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        check_folder(folder, needs_config=kwargs.get("config") is None)
+        check_folder(pretrained_model_name_or_path, kwargs)
         kwargs.setdefault("use_safetensors", True)  # never fall back to a pickle
         is_strict = pretrained_model_name_or_path is not None and not output_loading_info
         may_mismatch = kwargs.setdefault("ignore_mismatched_sizes", None)
