@@ -27,6 +27,7 @@ from ..published_format.published_schema import (
     write_image_processor,
     write_processor,
 )
+from ..published_format.published_template import write_template
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
@@ -134,6 +135,7 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
 
     with new_folder(output, sum(tensor.numel() for tensor in weights.values()) * target.itemsize) as folder:
         _save_weights(weights, folder, target)
+        processor.chat_template = write_template(processor.chat_template)
         processor.save_pretrained(folder)
         _make_tokenizer_portable(folder / "tokenizer_config.json")
         if source is not None:

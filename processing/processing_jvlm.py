@@ -23,6 +23,7 @@ from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
 from ..published_format.published_schema import read_processor
+from ..published_format.published_template import read_template
 from .prompt_format import CHAT_TEMPLATES, EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER, add_image_tokens
 
 
@@ -83,6 +84,7 @@ class JinaVLMProcessor(ProcessorMixin):
         if settings is not processor_dict:
             # The published tokenizer config refers to code files that `save_pretrained` does not copy.
             args[1].init_kwargs.pop("auto_map", None)
+            args[1].chat_template = read_template(args[1].chat_template)
         return super().from_args_and_dict(args, settings, **kwargs)
 
     def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):

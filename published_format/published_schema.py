@@ -20,6 +20,8 @@ from typing import Any
 import PIL.Image
 from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 
+from .published_template import read_template
+
 
 # The release keeps its image tokens in a second embedding table of 128 rows, after the vocabulary.
 NUM_ADDITIONAL_TOKENS = 128
@@ -395,8 +397,8 @@ def write_image_processor(image_processor: BaseImageProcessor, config: PreTraine
 
 def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
     """
-    Translates the published `processor_config.json` to arguments of [`JinaVLMProcessor`]; settings of any other schema
-    are returned as they are.
+    Translates the published `processor_config.json` and its chat template to arguments of [`JinaVLMProcessor`];
+    settings of any other schema are returned as they are.
 
     Raises:
         ValueError: if `always_start_with_space` is not true.
@@ -405,6 +407,8 @@ def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     _read(_PROCESSOR, settings, "processor_config")
     rest = {name: value for name, value in settings.items() if name not in ("always_start_with_space", "auto_map")}
+    if "chat_template" in rest:
+        rest["chat_template"] = read_template(rest["chat_template"])
     return {"add_bos_token": True, **rest}  # the published code always prepends a BOS token
 
 
