@@ -62,7 +62,7 @@ inputs = {name: tensors[name] for name in ("input_ids", "pixel_values", "image_t
 tensors["hidden"] = base(**inputs).last_hidden_state.detach()
 assert type(AutoModelForCausalLM.from_pretrained(checkpoint, **remote)) is type(model)
 answer = pipeline("image-text-to-text", model=checkpoint, **remote)(
-    text=messages, max_new_tokens=6, do_sample=False, return_full_text=False
+    text=messages, max_new_tokens=6, generate_kwargs={"do_sample": False}, return_full_text=False
 )[0]["generated_text"]
 assert answer == processor.decode(tensors["tokens"][0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
