@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from .data_collator import conversation
+from .data_collator import DataCollatorForJinaVLM, conversation
 from .trainer import JinaVLMTrainer
 
 
@@ -57,6 +57,7 @@ def generate_answers(
     ]
     num_batches = math.ceil(math.ceil(len(turns) / world_size) / batch_size)
     own = turns[rank::world_size]
+    collator = DataCollatorForJinaVLM(processor)
     was_training = model.training
     model.eval()
     answers = []
@@ -74,6 +75,8 @@ def generate_answers(
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(model.device)
+        if synced_gpus:  # all processes run the vision tower, or those with images would wait for the others
+            inputs = BatchFeature(collator._with_blank_tile(inputs)).to(model.device)
         output = model.generate(
             **inputs, do_sample=False, max_new_tokens=max_new_tokens, use_cache=True, synced_gpus=synced_gpus
         )

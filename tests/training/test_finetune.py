@@ -144,11 +144,14 @@ def run_snippet(card: ModelCard, folder, monkeypatch) -> None:
 def test_the_card_is_written_before_the_push(checkpoint, rows_folder, tmp_path, monkeypatch):
     pushed = []
 
+    def name_repository(trainer, **kwargs):
+        trainer.hub_model_id, trainer.push_in_progress = "me/tuned", None
+
     class Hub:
         def upload_folder(self, repo_id, folder_path, **kwargs):
             pushed.append((repo_id, (tmp_path / "tuned" / "README.md").read_text()))
 
-    monkeypatch.setattr(Trainer, "init_hf_repo", lambda self, **_: setattr(self, "hub_model_id", "me/tuned"))
+    monkeypatch.setattr(Trainer, "init_hf_repo", name_repository)
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
     options = ("--dataset_test_split", "test", "--push_to_hub", "--hub_model_id", "me/tuned")
     run(checkpoint, rows_folder, tmp_path / "tuned", *options)
