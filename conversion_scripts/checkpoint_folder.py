@@ -302,7 +302,7 @@ def generation_config(
     bos = text.bos_token_id if text.bos_token_id is not None else tokenizer.bos_token_id
     generation.bos_token_id = bos if bos is not None else tokenizer.eos_token_id
     generation.pad_token_id = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
-    generation.suppress_tokens = config.suppressed_token_ids
+    generation.suppress_tokens = config.tokens_to_suppress(generation.suppress_tokens)
     generation._from_model_config = False
     return generation
 

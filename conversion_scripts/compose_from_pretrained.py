@@ -5,8 +5,8 @@ Composes a JinaVLM for training from a SigLIP or SigLIP2 checkpoint and a Qwen3 
 Encoder and decoder keep their weights. The connector is new. Its matrices are initialized from LeCun's normal
 distribution, whose variance is the inverse of the input width, so that features keep their scale. Its biases and the
 embedding of the last tile are zero. The vocabulary is extended by the image tokens and padded to a multiple of 128.
-The new rows of the input and output embeddings are the mean of the old rows plus noise of 2 % of their standard
-deviation.
+The new rows of the input embeddings are the mean of the old rows plus noise of 2 % of their standard deviation. Those
+of an untied output head are zero, as in the published checkpoint: `generate` leaves them out.
 
     python -m jvlm.conversion_scripts.compose_from_pretrained \\
         --vision google/siglip2-so400m-patch14-384 --decoder Qwen/Qwen3-1.7B-Base --output my-jina-vlm
@@ -302,7 +302,7 @@ def _text_weights(folder: Path, config: JinaVLMConfig, dtype: str) -> dict:
     weights["model.language_model.embed_tokens.weight"] = weights["lm_head.weight"] = table
     if not config.tie_word_embeddings:
         head = decoder.get_output_embeddings().weight.detach()
-        weights["lm_head.weight"] = _with_new_rows(head, config.text_config.vocab_size)
+        weights["lm_head.weight"] = torch.cat([head, head.new_zeros(len(table) - len(head), head.shape[1])])
     return weights
 
 

@@ -18,9 +18,12 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
+from ..configuration.checkpoint_files import listed
 from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..processing.prompt_format import IMAGE_TOKENS
 from ..published_format.published_schema import (
     NUM_ADDITIONAL_TOKENS,
     write_config,
@@ -120,6 +123,7 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
     config = load_config(checkpoint)
     _check_image_tokens(config)
     processor = load_processor(checkpoint, config)
+    _check_added_tokens(config, processor.tokenizer)
     files = {
         "config.json": write_config(config),
         "preprocessor_config.json": write_image_processor(processor.image_processor, config),
@@ -143,7 +147,9 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         generation = generation_config(config, processor.tokenizer, checkpoint)
-        generation.suppress_tokens = None  # the published head has no rows for image tokens
+        # The published head has no rows for image tokens, so what is left are the user's own ids.
+        is_row = range(config.image_start_token_id)
+        generation.suppress_tokens = [token for token in generation.suppress_tokens if token in is_row] or None
         generation.save_pretrained(folder)
         licence = "The weights keep the licence of the checkpoint they come from."
         write_model_card(folder, checkpoint, output.name, "A JinaVLM in the format of `jinaai/jina-vlm`.", licence)
@@ -160,6 +166,16 @@ def _check_image_tokens(config: JinaVLMConfig) -> None:
         raise ValueError(
             f"`config.image_start_token_id` is {config.image_start_token_id}, but must be {first}: in the published "
             f"format the image tokens are the first of {NUM_ADDITIONAL_TOKENS} tokens after the vocabulary."
+        )
+
+
+def _check_added_tokens(config: JinaVLMConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    first, known = config.image_start_token_id, {*IMAGE_TOKENS, "<im_slice>"}
+    added = [token for token, token_id in tokenizer.get_vocab().items() if token_id >= first and token not in known]
+    if added:
+        raise ValueError(
+            f"The tokenizer's {listed(added)} come after the vocabulary, where the published format has image tokens "
+            "only: its output head could not generate them. Keep this checkpoint in Transformers' format."
         )
 
 

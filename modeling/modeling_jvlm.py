@@ -14,6 +14,7 @@
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -226,9 +227,10 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         if self.can_generate():
             generation, text_config = self.generation_config, self.config.text_config
             defaults = {name: getattr(text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            for name, value in {"suppress_tokens": self.config.suppressed_token_ids, **defaults}.items():
+            for name, value in defaults.items():
                 if getattr(generation, name) is None:
                     setattr(generation, name, value)
+            generation.suppress_tokens = self.config.tokens_to_suppress(generation.suppress_tokens)
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         r"""
@@ -461,6 +463,11 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
                 self._drop_cached_images(kwargs, input_ids, num_cached)
         return super().generate(inputs, *args, **kwargs)
 
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        # Beam search normalises the logits before any logits processor sees them.
+        return {**super().prepare_inputs_for_generation(*args, **kwargs), "mask_unused_rows": True}
+
     def _drop_cached_images(self, model_kwargs: dict, input_ids: torch.Tensor, num_cached: int):
         """Drops the tiles of images whose tokens are among the first `num_cached` ones from the arguments."""
         plan = model_kwargs.pop("image_plan")  # the images that are left get one of their own
@@ -510,6 +517,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        mask_unused_rows: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JinaVLMCausalLMOutputWithPast:
         r"""
@@ -523,6 +531,9 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        mask_unused_rows (`bool`, *optional*, defaults to `False`):
+            Whether logits that are exactly 0 become -inf. These are logits of zero rows of the output head, which no
+            token has: the published head has no rows for them. `generate` sets it.
 
         Example:
 
@@ -563,6 +574,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
+        if mask_unused_rows:
+            logits = logits.masked_fill(logits == 0, -torch.inf)
 
         loss = None
         if labels is not None:
