@@ -85,7 +85,7 @@ def _convert_pillow(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.
         raise ValueError(f"the image of {image.width}×{image.height} pixels is empty; leave it out of the batch.")
     with decoding(f"the {image.mode} image of {image.width}×{image.height} pixels"):
         image.load()
-        if image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:
+        if _has_orientation(image):
             logger.warning_once(
                 "An opened PIL image has an EXIF orientation, which is not applied, as in Transformers' image "
                 "processors. Pass its path, or apply it with `PIL.ImageOps.exif_transpose(image)`."
@@ -104,6 +104,13 @@ def _convert_pillow(image: PIL.Image.Image, do_convert_rgb: bool | None) -> PIL.
             image = image.convert("RGBA")
             _warn_about_alpha(np.asarray(image.getchannel("A")).min(), 255)
         return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _has_orientation(image: PIL.Image.Image) -> bool:
+    try:
+        return image.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1
+    except Exception:
+        return False  # damaged metadata do not matter for the pixels of an opened image
 
 
 def _warn_about_alpha(lowest: float, opaque: float):

@@ -33,7 +33,7 @@ from transformers.image_utils import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType, auto_docstring
+from transformers.utils import TensorType, auto_docstring, logging
 
 from ..configuration.configuration_jvlm import default_pooled_grid
 from ..published_format.published_schema import read_image_processor
@@ -43,6 +43,7 @@ from .resizing import as_float, empty, image_size, resize
 from .tiling import MAX_TILE_SIZE, TileGeometry
 
 
+logger = logging.get_logger(__name__)
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
@@ -280,6 +281,7 @@ class JinaVLMImageProcessor(PilBackend):
                     for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
                         target = output[:, channel].unflatten(0, frame)
                         torch.add(shift[channel], values, alpha=scale[channel], out=target)
+        _warn_about_white(pixel_values, do_rescale, do_normalize)
 
         data = {
             "pixel_values": pixel_values,
@@ -287,6 +289,15 @@ class JinaVLMImageProcessor(PilBackend):
             "image_grids": torch.tensor(grids),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize: bool):
+    """Warns if normalized values are so large that white was 255 before and not 1: it becomes 509 instead of 1."""
+    if do_normalize and not do_rescale and pixel_values.abs().max() > 10:
+        logger.warning_once(
+            "Images have values far above 1 without `do_rescale`, so that `do_normalize` makes them too bright. Leave "
+            "out `do_rescale=False` if 255 is white."
+        )
 
 
 def _check_values(settings: SimpleNamespace):

@@ -20,7 +20,7 @@ from reference import expected_tiles
 from transformers import AutoImageProcessor, BatchFeature
 
 from jvlm import JinaVLMImageProcessor
-from jvlm.processing import image_conversion
+from jvlm.processing import image_conversion, image_processing_jvlm
 
 
 @pytest.fixture
@@ -80,7 +80,8 @@ def test_pil_modes(image_processor, make_image, mode):
 def messages(monkeypatch) -> list[str]:
     """The warnings about images, without the filter that shows each only once."""
     warned: list[str] = []
-    monkeypatch.setattr(image_conversion.logger, "warning_once", warned.append)
+    for module in (image_conversion, image_processing_jvlm):
+        monkeypatch.setattr(module.logger, "warning_once", warned.append)
     return warned
 
 
@@ -289,6 +290,20 @@ def test_values_from_0_to_1_give_a_warning(image_processor, make_image, messages
     process(image_processor, values, rescale_factor=1.0)
     process(image_processor, values * 0)  # black
     process(image_processor, values * 255)
+    assert not messages
+
+
+def test_8_bit_values_without_rescaling_give_a_warning(image_processor, make_image, messages):
+    image = make_image(90, 130)
+    for given in (image, as_array(image), as_array(image).astype(np.float32)):
+        messages.clear()
+        process(image_processor, given, do_rescale=False)
+        assert len(messages) == 1
+        assert "`do_rescale=False`" in messages[0]
+    messages.clear()
+    process(image_processor, image, do_rescale=False, image_mean=127.5, image_std=127.5)
+    process(image_processor, image, do_rescale=False, do_normalize=False)
+    process(image_processor, as_array(image) / 255, do_rescale=False)
     assert not messages
 
 
