@@ -6,7 +6,7 @@ import contextlib
 import datasets
 import pytest
 import torch
-from helpers import losses
+from helpers import CHECKPOINTING, losses
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
@@ -43,7 +43,7 @@ def test_lora_trains_adapters_and_connector(lora_model, build_processor, build_r
     assert not any("connector" in name for name in adapted)
     before = {name: parameter.detach().clone() for name, parameter in lora_model.named_parameters()}
     rows = [build_row(number, num_images=1 + number % 2) for number in range(8)]
-    trainer = train(lora_model, build_processor(), rows, training_arguments(gradient_checkpointing=checkpointing))
+    trainer = train(lora_model, build_processor(), rows, training_arguments(**{CHECKPOINTING: checkpointing}))
     for name, parameter in lora_model.named_parameters():
         # The gradient of the biases of keys is zero: softmax ignores them.
         if name in trainable and not name.endswith("k_proj.bias"):

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 from accelerate import ParallelismConfig
-from helpers import LAYOUTS, losses
+from helpers import LAYOUTS, checkpoint_activations, losses
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from jvlm.training import (
@@ -76,7 +76,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, b
     batch = collate([build_row(0), build_row(1, num_images=2)], layout)
     model = build_model(layout).train()
     loss, gradients = loss_and_gradients(model, batch)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model, {"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     calls = []
     for part in (model.model.vision_tower.encoder, model.model.language_model):
@@ -320,7 +320,7 @@ def test_the_rates_of_all_modules_are_logged(build_trainer):
 
 
 def test_predictions_are_only_logits(build_trainer, build_row):
-    trainer = build_trainer(prediction_loss_only=False, per_device_eval_batch_size=2)
+    trainer = build_trainer(prediction_loss_only=False, per_device_eval_batch_size=2, use_cache=True)
     rows = [build_row(0, num_images=1), build_row(1, num_images=2), build_row(2, num_images=1)]
     predictions = trainer.predict(rows).predictions
     assert predictions.shape[0] == 3
