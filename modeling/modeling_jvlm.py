@@ -405,7 +405,9 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         elif (image_outputs := (mm_encoder_outputs or {}).get("image")) is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)
             # `get_image_features` has added the embedding.
-            image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds)
+            # Without images, as of a blank tile that only keeps processes in step, there is nothing to concatenate.
+            features = image_outputs.pooler_output
+            image_features = torch.cat(features).to(inputs_embeds) if len(features) else inputs_embeds[:0, 0]
             torch_compilable_check(
                 image_mask.sum() == len(image_features),
                 lambda: (

@@ -3,6 +3,7 @@
 
 import re
 from itertools import chain
+from typing import Any
 
 import torch
 from transformers import ProcessorMixin
@@ -41,12 +42,17 @@ class DataCollatorForJinaVLM:
             need that, and a single process then takes the same optimizer steps. It changes no loss.
         skip_bad_rows (`bool`, *optional*, defaults to `False`): leaves out rows that would raise an error. Each is
             logged with its error and counted in `num_skipped_rows`, over all workers of a `DataLoader`. A batch
-            without any other row is one token without a label.
+            without any other row has no label.
+        packing (`bool`, *optional*, defaults to `False`): puts the rows of a batch into one sequence without padding.
+            No row attends to another one, and the loss is that of the padded batch. Saves the computation of padding
+            tokens if rows have different lengths.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`,
         `pixel_values` of shape `[tiles, 3, height, width]` and `image_token_positions` of shape
-        `[tiles, pooled cells]`, concatenated over all images.
+        `[tiles, pooled cells]`, concatenated over all images. With `packing`, `input_ids`, `labels` and
+        `position_ids` of shape `[1, sequence]`, positions that begin at 0 in each row, no `attention_mask`, and
+        `use_cache`, which is `False`.
 
     Raises:
         ValueError: if the chat template has no `{% generation %}` block; and in a call if a row has not the format
@@ -61,6 +67,7 @@ class DataCollatorForJinaVLM:
         pad_to_multiple_of: int | None = None,
         add_blank_tile: bool = True,
         skip_bad_rows: bool = False,
+        packing: bool = False,
     ):
         if not _GENERATION_MARK.search(str(processor.chat_template)):
             raise ValueError(
@@ -74,6 +81,7 @@ class DataCollatorForJinaVLM:
         self.pad_to_multiple_of = pad_to_multiple_of
         self.add_blank_tile = add_blank_tile
         self.skip_bad_rows = skip_bad_rows
+        self.packing = packing
         self._answer_end = _missing_end(processor)
         self._num_skipped_rows = torch.zeros(1, dtype=torch.long).share_memory_()  # workers add to it
 
@@ -82,7 +90,7 @@ class DataCollatorForJinaVLM:
         """How many rows `skip_bad_rows` has left out."""
         return int(self._num_skipped_rows)
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, Any]:
         try:
             return self._collate(rows)
         except (ValueError, OSError):
@@ -101,7 +109,7 @@ class DataCollatorForJinaVLM:
                 raise
         return self._collate(good) if good else self._batch_without_rows()
 
-    def _collate(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def _collate(self, rows: list[dict]) -> dict[str, Any]:
         conversations = [conversation(row, self.processor.chat_template) for row in rows]
         for message in chain(*conversations):
             if message["role"] == "assistant" and self._answer_end:
@@ -132,20 +140,39 @@ class DataCollatorForJinaVLM:
                 if is_cut
                 else "no token is a label, because the chat template writes none inside of a `{% generation %}` block."
             )
-        return self._with_blank_tile(batch)
+        return self._with_blank_tile(self._pack(batch) if self.packing else batch)
 
-    def _with_blank_tile(self, batch) -> dict[str, torch.Tensor]:
+    def _pack(self, batch) -> dict:
+        """The rows of a padded batch one after the other, in one sequence."""
+        is_token = batch.pop("attention_mask").bool()  # [batch, sequence]
+        positions = is_token.cumsum(dim=1) - 1
+        # The last token of a row must not predict the first one of the next.
+        batch["labels"] = batch["labels"].masked_fill(positions == 0, -100)
+        packed = {"input_ids": batch["input_ids"], "labels": batch["labels"], "position_ids": positions}
+        packed = {name: tensor[is_token] for name, tensor in packed.items()}  # [tokens]
+        num_padding = -len(packed["input_ids"]) % (self.pad_to_multiple_of or 1)
+        padding = {
+            "input_ids": torch.full((num_padding,), self.processor.tokenizer.pad_token_id),
+            "labels": torch.full((num_padding,), -100),
+            "position_ids": torch.arange(num_padding),  # a row of its own
+        }
+        packed = {name: torch.cat([tensor, padding[name]])[None] for name, tensor in packed.items()}
+        # With a cache, Transformers would not look for rows, and each would attend to those before it.
+        return {**batch, **packed, "use_cache": False}
+
+    def _with_blank_tile(self, batch) -> dict[str, Any]:
         if self.add_blank_tile and "pixel_values" not in batch:
             geometry = self.processor.image_processor.geometry()
             batch["pixel_values"] = torch.zeros(1, 3, geometry.tile_size, geometry.tile_size)
             batch["image_token_positions"] = torch.full((1, geometry.cells_per_tile), -1)
         return dict(batch)
 
-    def _batch_without_rows(self) -> dict[str, torch.Tensor]:
+    def _batch_without_rows(self) -> dict[str, Any]:
         # The processes of a distributed run wait for each other, so a step cannot be left out.
         input_ids = torch.full((1, 2), self.processor.tokenizer.eos_token_id)
         batch = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-        return self._with_blank_tile({**batch, "labels": torch.full_like(input_ids, -100)})
+        batch["labels"] = torch.full_like(input_ids, -100)
+        return self._with_blank_tile(self._pack(batch) if self.packing else batch)
 
 
 def _missing_end(processor: ProcessorMixin) -> str:
@@ -180,6 +207,10 @@ def conversation(row: dict, chat_template: str | dict | None = None) -> list[dic
     images = row.get("image") if row.get("images") is None else row["images"]
     images = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
     images = [_open(image) for image in images]
+    if images and any("<image>" in (part.get("text") or "") for message in messages for part in message["content"]):
+        logger.warning_once(
+            "A text has '<image>', which stays text. `jvlm.training.formats.RowCollator` puts an image in its place."
+        )
     if images and not any(isinstance(message["content"], (list, tuple)) for message in row["messages"]):
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = [{"type": "image"}] * len(images) + first["content"]

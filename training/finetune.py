@@ -124,6 +124,9 @@ class DataArguments:
     skip_bad_rows: bool = field(
         default=False, metadata={"help": "Skip rows that cannot be read, and count and report them."}
     )
+    packing: bool = field(
+        default=False, metadata={"help": "Put the rows of a batch into one sequence, without padding."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Maximum length of a conversation in tokens."})
     max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of a generated answer in tokens."})
 
@@ -344,8 +347,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: JinaVLMTrain
     processor = AutoProcessor.from_pretrained(model_args.model_name_or_path, **images_kwargs)
     test_rows, test_formats = load_test_rows(data_args)
     rows, formats = load_training_rows(data_args, args)
-    options = {"max_length": data_args.max_length, "skip_bad_rows": data_args.skip_bad_rows}
-    collator = RowCollator(processor, {**formats, **test_formats}, **options)
+    collator = RowCollator(
+        processor,
+        {**formats, **test_formats},
+        max_length=data_args.max_length,
+        skip_bad_rows=data_args.skip_bad_rows,
+        packing=data_args.packing,
+    )
     if args.train_sampling_strategy in ("group_by_length", "batch_rebalance"):
         rows = add_lengths(rows, collator, args)
     details = {
@@ -356,6 +364,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: JinaVLMTrain
         else None,
         "max_crops": processor.image_processor.max_crops,
         "max_length": data_args.max_length,
+        "packing": "yes" if data_args.packing else None,
     }
     card = {
         "base": model_args.model_name_or_path,

@@ -1,9 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The paper's training recipe: `transformers.Trainer` with a learning rate and a warm-up for each module."""
 
+import copy
 import math
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -287,6 +289,26 @@ class JinaVLMTrainer(Trainer):
         # Without the rows that are repeated to fill the last batch.
         padded = self.accelerator.pad_across_processes(torch.stack(rows))
         return self.accelerator.gather_for_metrics(padded).sum(dim=0).double().cpu()
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        with self._without_packing():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs):
+        with self._without_packing():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _without_packing(self):
+        # Losses and predictions are gathered by row, to leave out the rows that are repeated to fill the last batch.
+        collator = self.data_collator
+        if getattr(collator, "packing", False):
+            self.data_collator = copy.copy(collator)
+            self.data_collator.packing = False
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
         """

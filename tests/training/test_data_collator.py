@@ -261,6 +261,10 @@ def test_bad_rows_can_be_skipped_and_are_counted(build_processor, build_row, bui
     assert collator.num_skipped_rows == 6
     assert [bool((batch["labels"] != -100).any()) for batch in batches] == [True, False, True, True, False, False]
     assert build_model()(**batches[1]).logits.shape[:2] == (1, 2)
+    collator.packing = True
+    packed = collator(rows[1:2])
+    assert (packed["labels"] == -100).all()
+    assert build_model()(**packed).logits.shape[:2] == (1, 2)
 
 
 @pytest.mark.parametrize("content", ["parts", "strings"])

@@ -213,6 +213,20 @@ def test_adapters_train_on_bfloat16_in_float32(checkpoint, rows_folder, tmp_path
         assert not torch.equal(merged.merge_and_unload().state_dict()[name], weights(checkpoint)[name])
 
 
+def test_packed_rows_give_the_weights_of_padded_ones(checkpoint, rows_folder, tmp_path):
+    run(checkpoint, rows_folder, tmp_path / "padded", "--learning_rate", "1e-3")
+    run(checkpoint, rows_folder, tmp_path / "packed", "--learning_rate", "1e-3", "--packing")
+    losses = [
+        [
+            entry["loss"]
+            for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][:2]
+        ]
+        for name in ("padded", "packed")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert "| packing | yes |" in (tmp_path / "packed" / "README.md").read_text()
+
+
 def test_adapters_on_bfloat16_need_autocast(checkpoint, rows_folder, tmp_path):
     with pytest.raises(ValueError, match="--bf16"):
         run(checkpoint, rows_folder, tmp_path, "--recipe", "lora", "--dtype", "bfloat16")
@@ -366,3 +380,20 @@ def test_configuration_files_set_arguments_and_runs(tmp_path):
     file.write_text("model: m\n")
     with pytest.raises(SystemExit):
         finetune.parse_arguments(["--config", str(file)])
+
+
+def test_answers_of_sharded_models_run_the_tower_without_images(build_model, build_processor, build_row, monkeypatch):
+    """Processes whose rows have no images run the vision tower, too, for which the others wait."""
+    model, processor = build_model(), build_processor()
+    rows = [build_row(number, num_images=0) for number in range(3)]
+    calls = []
+    model.model.vision_tower.register_forward_pre_hook(lambda *_: calls.append(1))
+    expected = generate_answers(model, processor, rows, 2, 4)
+    assert not calls
+    generate = model.generate  # which would ask the other process
+    monkeypatch.setattr(model, "generate", lambda synced_gpus, **inputs: generate(**inputs))
+    by_rank = [generate_answers(model, processor, rows, 1, 4, rank, 2, synced_gpus=True) for rank in range(2)]
+    # The second process has one row less, and answers another one for the others' sake.
+    assert len(calls) == 4
+    assert [len(answers) for answers in by_rank] == [2, 1]
+    assert sorted(by_rank[0] + by_rank[1], key=lambda answer: answer["row"]) == expected

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import encode_image, make_image
 
+from jvlm.training import DataCollatorForJinaVLM
 from jvlm.training.formats import FORMATS, RowCollator, RowFormat, load_rows
 
 
@@ -378,6 +379,18 @@ def test_photos_are_turned_from_bytes_as_from_paths(folder, build_processor, ori
     pixels = [collator([row])["pixel_values"] for row in rows]
     assert torch.equal(pixels[0], pixels[2])
     assert torch.equal(pixels[1], pixels[2])
+
+
+def test_the_plain_collator_warns_of_markers(build_processor, monkeypatch):
+    """It takes texts as they are. Rows of other formats are for [`RowCollator`], which warns of nothing."""
+    warnings = []
+    monkeypatch.setattr("jvlm.training.data_collator.logger.warning_once", warnings.append)
+    row = {"messages": [{"role": "user", "content": "<image>\nWhat?"}, STRINGS[1]], "images": [make_image(9, 9)]}
+    marked = RowCollator(build_processor(), RowFormat())([row])
+    assert not warnings
+    plain = DataCollatorForJinaVLM(build_processor())([row])
+    assert "'<image>', which stays text. `jvlm.training.formats.RowCollator`" in warnings[0]
+    assert marked["input_ids"].shape[1] < plain["input_ids"].shape[1]
 
 
 # Lengths

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import torch
 from accelerate import ParallelismConfig
-from helpers import LAYOUTS, checkpoint_activations, losses
+from helpers import CHECKPOINTING, LAYOUTS, checkpoint_activations, losses
 from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from jvlm.training import (
@@ -96,7 +96,7 @@ def test_checkpointing_does_not_run_a_frozen_tower_again(build_model, collate, b
     model = build_model().train().requires_grad_(False)
     getattr(model.model, trained).requires_grad_(True)
     loss, gradients = loss_and_gradients(model, batch)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model, {"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
     calls = []
     for part in (model.model.vision_tower.encoder, model.model.language_model):
@@ -133,6 +133,41 @@ def test_gradients_do_not_depend_on_padding_or_batching(build_model, collate, bu
     torch.testing.assert_close(sum(loss for loss, _ in single), loss)
     total = {name: sum(part.get(name, 0) for _, part in single) for name in gradients}
     assert_close(total, gradients)
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_packed_rows_train_like_padded_ones(build_model, build_processor, build_row, layout, attn_implementation):
+    rows = [build_row(0, num_turns=2), build_row(1, num_images=0), build_row(2, num_images=2), build_row(3)]
+    processor = build_processor(layout)
+    padded = DataCollatorForJinaVLM(processor)(rows)
+    packed = DataCollatorForJinaVLM(processor, packing=True)(rows)
+    assert packed["input_ids"].shape == (1, padded["attention_mask"].sum())
+    assert torch.equal(packed["input_ids"][0], padded["input_ids"][padded["attention_mask"].bool()])
+    assert (packed["position_ids"] == 0).sum() == len(rows)
+    model = build_model(layout, attn_implementation).train()
+    loss, gradients = loss_and_gradients(model, padded)
+    packed_loss, packed_gradients = loss_and_gradients(model, packed)
+    torch.testing.assert_close(packed_loss, loss, rtol=1e-6, atol=0)
+    assert_close(packed_gradients, gradients)
+    # Neither padding at the end nor the order of rows plays a role.
+    more = DataCollatorForJinaVLM(processor, packing=True, pad_to_multiple_of=64)(rows[::-1])
+    assert more["input_ids"].shape[1] % 64 == 0
+    torch.testing.assert_close(model(**more).loss.detach(), loss, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_training_and_evaluation_equal_padded_ones(build_trainer, build_row, checkpointing):
+    rows = [build_row(number, num_images=number % 3, num_turns=1 + number % 2) for number in range(8)]
+    settings = {"per_device_train_batch_size": 3, "per_device_eval_batch_size": 3, "learning_rate": 1e-3}
+    trainers = [build_trainer(rows, **{CHECKPOINTING: checkpointing}, **settings) for _ in range(2)]
+    trainers[1].data_collator.packing = True
+    for trainer in trainers:
+        trainer.train()
+    assert losses(trainers[1]) == pytest.approx(losses(trainers[0]), rel=1e-5)
+    evaluations = [trainer.evaluate(rows)["eval_loss"] for trainer in trainers]
+    assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-5)
+    assert trainers[1].data_collator.packing
 
 
 def test_gradient_accumulation_equals_a_large_batch(build_trainer):
