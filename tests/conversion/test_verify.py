@@ -158,6 +158,12 @@ def test_changed_setting(differing_stages, file, path, value):
     assert name.removesuffix("_id") in differing_stages(**{file: change})["settings"]
 
 
+def test_processor_of_another_class(differing_stages):
+    message = r"cannot be compared: AutoProcessor finds a LlavaProcessor in .* Set `processor_class`"
+    with pytest.raises(ValueError, match=message):
+        differing_stages(processor_config=lambda settings: settings.update(processor_class="LlavaProcessor"))
+
+
 @pytest.mark.parametrize(
     "edit",
     [
