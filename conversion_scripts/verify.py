@@ -48,10 +48,11 @@ NUM_GREEDY_TOKENS = 8
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 # Where a checkpoint comes from and which version saved it. They have no effect.
 WITHOUT_EFFECT = {"_from_model_config", "_name_or_path", "transformers_version"}
-# Attributes of tokenizers that other entries contain, or that say where they come from or what they did.
-_OTHERS = {"chat_template", "init_inputs", "init_kwargs"}
-_OTHERS |= {"deprecation_warnings", "files_loaded", "name_or_path", "verbose"}
 _TOKENIZER_PROPERTIES = ("added_tokens_decoder", "all_special_tokens", "pad_token_type_id", "special_tokens_map")
+# Attributes and arguments of tokenizers that other entries contain, or that say where they come from or what they did.
+_OTHERS = {"added_tokens_decoder", "auto_map", "chat_template", "init_inputs", "init_kwargs"}
+_OTHERS |= {"deprecation_warnings", "files_loaded", "is_local", "local_files_only", "name_or_path", "verbose"}
+_OTHERS |= {*_TOKENIZER_PROPERTIES}
 
 
 @dataclass
@@ -248,6 +249,8 @@ def _settings(
         "tokenizer": {
             "class": type(tokenizer).__name__,
             **{name: value for name, value in vars(tokenizer).items() if name[0] != "_" and name not in _OTHERS},
+            # Processors take them as defaults for their own arguments.
+            "init_kwargs": {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OTHERS},
             **{name: getattr(tokenizer, name) for name in _TOKENIZER_PROPERTIES},
         },
         "tokenizer.backend": _backend(tokenizer),
