@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoProcessor, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
@@ -231,10 +231,16 @@ def load_processor(folder: Path, config: JinaVLMConfig, is_export: bool = False)
     Loads a checkpoint's processor, by default without what `export_to_hub` adds, see [`remove_export_additions`].
 
     Raises:
-        ValueError: if its tokenizer's special tokens have other ids than in the configuration.
+        ValueError: if it is of another class, or if its tokenizer's special tokens have other ids than in the
+            configuration.
     """
     with loading(folder):
-        processor = JinaVLMProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    if not isinstance(processor, JinaVLMProcessor):
+        raise ValueError(
+            f"AutoProcessor finds a {type(processor).__name__} in {folder}. Set `processor_class` in its "
+            "processor_config.json to 'JinaVLMProcessor'."
+        )
     if not is_export:
         remove_export_additions(processor)
     check_special_tokens(processor.tokenizer, config.text_config, folder)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 
 from ..configuration.checkpoint_files import read_json
@@ -47,10 +48,11 @@ NUM_GREEDY_TOKENS = 8
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 # Where a checkpoint comes from and which version saved it. They have no effect.
 WITHOUT_EFFECT = {"_from_model_config", "_name_or_path", "transformers_version"}
-# Attributes of tokenizers that other entries contain, or that say where they come from or what they did.
-_OTHERS = {"chat_template", "init_inputs", "init_kwargs"}
-_OTHERS |= {"deprecation_warnings", "files_loaded", "name_or_path", "verbose"}
 _TOKENIZER_PROPERTIES = ("added_tokens_decoder", "all_special_tokens", "pad_token_type_id", "special_tokens_map")
+# Attributes and arguments of tokenizers that other entries contain, or that say where they come from or what they did.
+_OTHERS = {"added_tokens_decoder", "auto_map", "chat_template", "init_inputs", "init_kwargs"}
+_OTHERS |= {"deprecation_warnings", "files_loaded", "is_local", "local_files_only", "name_or_path", "verbose"}
+_OTHERS |= {*_TOKENIZER_PROPERTIES}
 
 
 @dataclass
@@ -233,9 +235,6 @@ def _settings(
     settings = config.to_dict()
     for part in (settings, settings["text_config"], settings["vision_config"]):
         part.pop("dtype", None)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"": tokenizer.get_vocab()}
-    # Every call sets padding and truncation.
-    backend = {name: part for name, part in backend.items() if name not in ("padding", "truncation")}
     return {
         "dtype": default_dtype,
         "config": settings,
@@ -250,9 +249,11 @@ def _settings(
         "tokenizer": {
             "class": type(tokenizer).__name__,
             **{name: value for name, value in vars(tokenizer).items() if name[0] != "_" and name not in _OTHERS},
+            # Processors take them as defaults for their own arguments.
+            "init_kwargs": {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OTHERS},
             **{name: getattr(tokenizer, name) for name in _TOKENIZER_PROPERTIES},
         },
-        "tokenizer.backend": {name: json.dumps(part, sort_keys=True) for name, part in backend.items()},
+        "tokenizer.backend": _backend(tokenizer),
     }
 
 
@@ -272,7 +273,15 @@ def _format_settings(
         "generation_config.token_ids": {name: getattr(model.generation_config, name) for name in TOKEN_IDS},
         "chat_template.with_bos_token": processor.chat_template,
         "tokenizer.chat_template": processor.tokenizer.chat_template,
+        "tokenizer.before_image_tokens": _backend(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)),
     }
+
+
+def _backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The parts of a tokenizer, without padding and truncation, which every call sets."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"vocab": tokenizer.get_vocab()}
+    parts = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
+    return {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
 
 
 def _entries(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

@@ -62,6 +62,16 @@ def test_formats_of_one_checkpoint_are_equal(published, converted, small, tmp_pa
         assert format_table(stages).splitlines()[-1] == "equal"
 
 
+def test_published_weights_without_effect(published, changed_copy, findings):
+    def change(tensors):
+        for name in ("layers.10.ffn.up.weight", "post_lnorm.bias"):
+            tensors[f"model.vision_model.{name}"] += 1
+        tensors["model.vision_model.vl_connector.pad_embed"][0] += 1
+
+    stages = compare(findings(published), findings(changed_copy(published, change)))
+    assert all(stage.is_equal and stage.difference == 0 for stage in stages)
+
+
 def test_changed_connector_weight(first_difference):
     def perturb(tensors):
         tensors[f"{CONNECTOR}.projector.down_proj.weight"][3, 5] += 0.01
@@ -156,6 +166,12 @@ def test_changed_setting(differing_stages, file, path, value):
         settings[name] = value
 
     assert name.removesuffix("_id") in differing_stages(**{file: change})["settings"]
+
+
+def test_processor_of_another_class(differing_stages):
+    message = r"cannot be compared: AutoProcessor finds a LlavaProcessor in .* Set `processor_class`"
+    with pytest.raises(ValueError, match=message):
+        differing_stages(processor_config=lambda settings: settings.update(processor_class="LlavaProcessor"))
 
 
 @pytest.mark.parametrize(

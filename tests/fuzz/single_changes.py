@@ -1,18 +1,21 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Single changes of every file of a checkpoint, and rewrites of its files that change nothing."""
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 
 # What was changed, and a function that changes a folder in place.
 Change = tuple[str, Callable[[Path], None]]
 
-# Settings that the files of a small checkpoint do not contain, with a value that is not the default.
+# Settings by path that the files of a small checkpoint do not contain, with a value that is not the default.
 ADDED_SETTINGS: dict[str, dict] = {
     "config.json": {
         "attn_implementation": "eager",
@@ -22,6 +25,12 @@ ADDED_SETTINGS: dict[str, dict] = {
         "transformers_weights": "adapter_model.bin",
         "dtype": "bfloat16",
         "unknown": 3,
+        "text_config.attn_implementation": "eager",
+        "text_config.rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "text_config.use_sliding_window": True,
+        "text_config.unknown": 3,
+        "vision_config.attn_implementation": "eager",
+        "vision_config.dtype": "bfloat16",
     },
     "generation_config.json": {
         "do_sample": True,
@@ -38,7 +47,16 @@ ADDED_SETTINGS: dict[str, dict] = {
         "model_input_names": ["input_ids"],
         "chat_template": "{{ 'x' }}",
         "image_token": "x",
+        "text_kwargs": {"padding_side": "right"},
+        "images_kwargs": {"max_crops": 1},
         "unknown": 3,
+        "image_processor.data_format": "channels_last",
+        "image_processor.input_data_format": "channels_last",
+        "image_processor.return_tensors": "np",
+        "image_processor.device": "meta",
+        "image_processor.pooled_grid": [3, 3],
+        "image_processor.model_input_names": ["pixel_values"],
+        "image_processor.unknown": 3,
     },
     "tokenizer_config.json": {
         "model_input_names": ["input_ids"],
@@ -57,6 +75,9 @@ ADDED_SETTINGS: dict[str, dict] = {
         "chat_template": "{{ 'x' }}",
         "tokenizer_class": "Qwen2TokenizerFast",
         "auto_map": {"AutoTokenizer": [None, "x.Y"]},
+        "max_length": 60,
+        "max_crops": 1,
+        "do_resize": False,
         "unknown": 3,
     },
     "tokenizer.json": {
@@ -89,7 +110,7 @@ def all_changes(folder: Path) -> list[Change]:
         for kind, change in kinds[file.suffix](file) if file.suffix in kinds else ():
             changes.append((f"{file.name}: {kind}", change))
         if file.suffix in kinds:
-            changes.append((f"{file.name}: deleted", lambda copy, name=file.name: (copy / name).unlink()))
+            changes.append((f"{file.name}: deleted", lambda folder, name=file.name: (folder / name).unlink()))
     for name, content in ADDED_FILES.items():
         if not (folder / name).exists():
             changes.append((f"{name}: added", _written(name, content)))
@@ -101,43 +122,50 @@ def all_changes(folder: Path) -> list[Change]:
 def rewrites(folder: Path) -> list[Change]:
     """Changes without effect: order of keys, white space, layout of shards, files that Transformers does not read."""
 
-    def reorder(copy: Path):
-        for file in copy.glob("*.json"):
+    def reorder(folder: Path):
+        for file in folder.glob("*.json"):
             # The order of these lists and of the vocabulary is part of the content.
             content = json.loads(file.read_text(encoding="utf-8"))
             file.write_text(json.dumps(_reversed_keys(content), indent=7), encoding="utf-8")
 
-    def in_one_file(copy: Path):
-        _add_single_file(copy, factor=1)
-        for file in copy.glob("model-*"):
+    def in_one_file(folder: Path):
+        _add_single_file(folder, factor=1)
+        for file in folder.glob("model-*"):
             file.unlink()
-        (copy / "model.safetensors.index.json").unlink(missing_ok=True)
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
 
-    def in_other_shards(copy: Path):
-        tensors = _all_weights(copy)
-        in_one_file(copy)
-        (copy / "model.safetensors").unlink()
-        (copy / "parts").mkdir()
+    def in_other_shards(folder: Path):
+        tensors = _all_weights(folder)
+        in_one_file(folder)
+        (folder / "model.safetensors").unlink()
+        (folder / "parts").mkdir()
         files = {name: f"parts/{index % 3}.safetensors" for index, name in enumerate(sorted(tensors))}
         for file in set(files.values()):
             part = {name: tensors[name] for name in tensors if files[name] == file}
-            save_file(part, copy / file, metadata={"format": "pt"})
-        (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files, "metadata": {}}))
+            save_file(part, folder / file, metadata={"format": "pt"})
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files, "metadata": {}}))
 
-    def add_other_files(copy: Path):
-        (copy / "notes.json").write_text("{damaged")
-        (copy / "training_config.json").write_text("[]")
-        (copy / "optimizer.safetensors").write_bytes(b"damaged")
-        (copy / "old.jinja").write_bytes(b"\xff")
-        (copy / "README.md").write_text("# Text")
+    def save_after_a_call(folder: Path):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer(["a", "b c d"], padding=True)
+        tokenizer.save_pretrained(folder)
+
+    def add_other_files(folder: Path):
+        (folder / "notes.json").write_text("{damaged")
+        (folder / "training_config.json").write_text("[]")
+        (folder / "optimizer.safetensors").write_bytes(b"damaged")
+        (folder / "old.jinja").write_bytes(b"\xff")
+        (folder / "README.md").write_text("# Text")
 
     return [
         ("order of keys and white space", reorder),
         ("one file", in_one_file),
         ("other shards", in_other_shards),
+        ("padding", save_after_a_call),
         ("other files", add_other_files),
         ("transformers_version", _set_everywhere("transformers_version", "4.57.6")),
         ("_name_or_path", _set_everywhere("_name_or_path", "somebody/else")),
+        ("_from_model_config", _set_everywhere("_from_model_config", True)),
     ]
 
 
@@ -147,9 +175,9 @@ def _reversed_keys(value):
     return [_reversed_keys(part) for part in value] if isinstance(value, list) else value
 
 
-def _set_everywhere(name: str, value: str) -> Callable[[Path], None]:
-    def change(copy: Path):
-        for file in (copy / "config.json", copy / "generation_config.json"):
+def _set_everywhere(name: str, value: Any) -> Callable[[Path], None]:
+    def change(folder: Path):
+        for file in (folder / "config.json", folder / "generation_config.json"):
             content = json.loads(file.read_text(encoding="utf-8")) | {name: value}
             file.write_text(json.dumps(content), encoding="utf-8")
 
@@ -157,9 +185,9 @@ def _set_everywhere(name: str, value: str) -> Callable[[Path], None]:
 
 
 def _written(name: str, text: str) -> Callable[[Path], None]:
-    def change(copy: Path):
-        (copy / name).parent.mkdir(exist_ok=True)
-        (copy / name).write_text(text, encoding="utf-8")
+    def change(folder: Path):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
     return change
 
@@ -196,10 +224,19 @@ def _difference(before, after, path: str = "") -> str:
     return f"{path} {str(after)[:80]}"
 
 
+def _with_added_settings(content: dict, settings: dict[str, Any]) -> Iterator[dict]:
+    for path, value in settings.items():
+        *parents, name = path.split(".")
+        if all(parent in content for parent in parents):
+            other = copy.deepcopy(content)
+            part = other[parents[0]] if parents else other
+            part[name] = value
+            yield other
+
+
 def _changed_json(file: Path) -> Iterator[Change]:
     content = json.loads(file.read_text(encoding="utf-8"))
-    added = [{**content, name: value} for name, value in ADDED_SETTINGS.get(file.name, {}).items()]
-    for other in [*_other_values(content), *added]:
+    for other in [*_other_values(content), *_with_added_settings(content, ADDED_SETTINGS.get(file.name, {}))]:
         if other != content:
             yield _difference(content, other).removeprefix("."), _written(file.name, json.dumps(other))
     if "weight_map" in content:
@@ -238,10 +275,10 @@ def _changed_weights(file: Path) -> Iterator[Change]:
     """Flips the last bit of one value of each weight, and changes the whole file."""
 
     def edited(edit: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
-        def change(copy: Path):
-            tensors = load_file(copy / file.name)
+        def change(folder: Path):
+            tensors = load_file(folder / file.name)
             edit(tensors)
-            save_file(tensors, copy / file.name, metadata={"format": "pt"})
+            save_file(tensors, folder / file.name, metadata={"format": "pt"})
 
         return change
 
@@ -259,12 +296,12 @@ def _changed_weights(file: Path) -> Iterator[Change]:
     yield "shape", edited(lambda tensors: tensors.update({first: tensors[first].reshape(1, *shape)}))
 
 
-def _all_weights(copy: Path) -> dict[str, torch.Tensor]:
-    return {name: part for file in sorted(copy.glob("*.safetensors")) for name, part in load_file(file).items()}
+def _all_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: part for file in sorted(folder.glob("*.safetensors")) for name, part in load_file(file).items()}
 
 
-def _add_single_file(copy: Path, factor: float = 2):
+def _add_single_file(folder: Path, factor: float = 2):
     """Transformers reads a single file rather than those of an index."""
-    tensors = _all_weights(copy)
+    tensors = _all_weights(folder)
     tensors["lm_head.weight"] = tensors["lm_head.weight"] * factor
-    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
