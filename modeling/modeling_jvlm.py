@@ -362,6 +362,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        pixel_attention_mask: torch.LongTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JinaVLMModelOutputWithPast:
         r"""
@@ -373,7 +375,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        pixel_attention_mask (`torch.LongTensor` of shape `(tiles, pooled_cells)`, *optional*):
+            `image_token_positions` under a name that TRL passes on, see `jvlm.training.processor_for_trl`.
+        spatial_shapes (`torch.LongTensor` of shape `(tiles, 2)`, *optional*):
+            Not used; TRL passes it on with `pixel_attention_mask`.
         """
+        image_token_positions = pixel_attention_mask if image_token_positions is None else image_token_positions
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if pixel_values is not None and mm_encoder_outputs:
@@ -452,6 +459,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the cache ends within an image.
         """
+        if kwargs.pop("spatial_shapes", None) is not None:  # the names that TRL passes on
+            kwargs["image_token_positions"] = kwargs.pop("pixel_attention_mask")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")
