@@ -288,6 +288,10 @@ class FineTuner(AnswerTrainer):
         if self.is_world_process_zero():
             training_card(self, **self.card).save(Path(self.args.output_dir) / "README.md")
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self.create_model_card()  # `Trainer` pushes checkpoints without one
+        super()._push_from_checkpoint(checkpoint_folder)
+
 
 def finetune(
     model: PreTrainedModel | PeftModel,

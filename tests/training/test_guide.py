@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import tomllib
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,9 @@ class Hub:
     def upload_folder(self, repo_id, folder_path, **kwargs):
         assert repo_id == "me/prices"
         assert (Path(folder_path) / "README.md").is_file()
+        done = Future()
+        done.set_result(None)
+        return done
 
 
 def run_command(line: str, folder: Path) -> None:
