@@ -7,8 +7,11 @@ Imports, a pipeline call and a training step, as users write them; test_silence.
 
 # ruff: noqa: E402
 import sys
+import warnings
 
 
+# By default Python shows no deprecation warnings; those that this package causes count.
+warnings.filterwarnings("always", module="jvlm|transformers_modules")
 sys.modules["torchao"] = None  # type: ignore[assignment]  # where it is installed it prints when PEFT imports it
 
 import PIL.Image

@@ -28,7 +28,7 @@ def test_nothing_is_printed(what, tmp_path):
     if what == "ask":
         checkpoint = export_to_hub(DIGITS, tmp_path / "repository")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    program = [sys.executable, "-W", "always", PROGRAM, what, checkpoint, tmp_path / "output"]
+    program = [sys.executable, PROGRAM, what, checkpoint, tmp_path / "output"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path, env=environment)
     lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
     if Version(transformers.__version__) < Version("5.20"):
