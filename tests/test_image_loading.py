@@ -256,7 +256,7 @@ def test_folders_and_unreadable_files(image_processor, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [5, None, {"a": 1}, object(), {"bytes": None, "path": None}, {"path": 3}, np.float64(3), {1, 2}], ids=str
+    "value", [5, None, {"a": 1}, object(), {"bytes": None, "path": None}, {"path": 3}, np.float64(3), {1, 2}]
 )
 def test_unsupported_types(image_processor, value):
     for images, index in ((value, 0), ([make_image(20, 30), value], 1), ([[make_image(20, 30)] * 2, [value]], 2)):

@@ -110,7 +110,6 @@ def test_signature_of_a_call():
         ((None, {"text": "Who?"}), "got dict; pass a conversation to `processor.apply_chat_template`"),
         ((IMAGE, [{"role": "user", "content": "Who?"}]), "got dict at index 0; pass a conversation to `processor.app"),
     ],
-    ids=str,
 )
 def test_order_and_types(processor, args, message):
     with pytest.raises(ValueError, match=f"`text` must be a string or list of strings, {message}"):
