@@ -125,7 +125,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jvlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_hidden_states"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_hidden_states", "image_outputs"]
     # The language model brings its own plan; the vision tower has none and is replicated.
     base_model_tp_plan = {
         "connector.pooling.q_proj": "colwise",

@@ -49,9 +49,13 @@ class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
     r"""
     image_hidden_states (`torch.Tensor` of shape `(image_tokens, hidden_size)`, *optional*):
         Image features in sequence order, as the connector or the given `mm_encoder_outputs` has them.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        `pooler_output` as [`~JinaVLMModel.get_image_features`] returns it and, on request, hidden states and
+        attentions of the vision tower; or the given `mm_encoder_outputs`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @auto_docstring(custom_intro="Outputs of the JinaVLM model with its head, with the image features it used.")
@@ -60,9 +64,13 @@ class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     image_hidden_states (`torch.Tensor` of shape `(image_tokens, hidden_size)`, *optional*):
         Image features in sequence order, as the connector or the given `mm_encoder_outputs` has them.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        `pooler_output` as [`~JinaVLMModel.get_image_features`] returns it and, on request, hidden states and
+        attentions of the vision tower; or the given `mm_encoder_outputs`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class JinaVLMAttentionPooling(nn.Module):
@@ -292,11 +300,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_plan = plan_images(check_positions(image_token_positions))
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
-        image_features = outputs.pooler_output + self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
-        num_tokens = image_plan.num_tokens
-        if num_tokens is not None:
-            image_features = image_features[: sum(num_tokens)].split(num_tokens) if num_tokens else ()
-        outputs.pooler_output = image_features
+        embedding = self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
+        outputs.pooler_output = image_plan.split(outputs.pooler_output + embedding)
         return outputs
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
@@ -389,7 +394,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = None
+        image_features = image_outputs = None
         if pixel_values is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)  # [batch, sequence]
             given = (
@@ -405,7 +410,16 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             if is_traced or image_plan.num_tokens is None:
                 has_features = image_mask.sum() <= image_plan.cell_indices.shape[0]
                 torch_compilable_check(has_features, "`image_plan` has fewer image tokens than the prompt.")
-            image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
+            flags = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+            outputs = self._encode_images(pixel_values, image_plan, **flags)
+            image_features = outputs.pooler_output.to(inputs_embeds)
+            embedding = inputs_embeds.flatten(0, 1)[image_mask.flatten().int().argmax()[None]]  # of an image token
+            # Without `last_hidden_state`: it would stay in memory while the language model runs.
+            image_outputs = BaseModelOutputWithPooling(
+                pooler_output=image_plan.split(image_features + embedding),
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
             inputs_embeds = inputs_embeds + placed_features
@@ -432,7 +446,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features, image_outputs=image_outputs)
 
 
 @auto_docstring(

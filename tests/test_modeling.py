@@ -157,7 +157,18 @@ def test_one_tuple_entry_per_image(build_model, build_processor, make_image, lay
     base = model.model.get_image_features(*tiles).pooler_output
     image_token = model.get_input_embeddings().weight[model.config.image_token_id]
     assert torch.equal(torch.cat(base), torch.cat(features))
-    assert torch.equal(model(**inputs).image_hidden_states + image_token, torch.cat(features))
+    outputs = model(**inputs)
+    assert torch.equal(outputs.image_hidden_states + image_token, torch.cat(features))
+    # Outputs have it as models of Transformers 5.24 do, and take it in place of pixels.
+    assert torch.equal(torch.cat(outputs.image_outputs.pooler_output), torch.cat(features))
+    assert [len(entry) for entry in outputs.image_outputs.pooler_output] == [len(entry) for entry in features]
+    again = model(inputs["input_ids"], mm_encoder_outputs={"image": outputs.image_outputs})
+    assert again.image_outputs is outputs.image_outputs
+    torch.testing.assert_close(again.logits, outputs.logits, rtol=0, atol=1e-5)
+    assert outputs.image_outputs.hidden_states is None
+    assert "last_hidden_state" not in outputs.image_outputs
+    tower = model(**inputs, output_hidden_states=True).image_outputs.hidden_states
+    assert len(tower) == 1 + model.config.num_vision_blocks
 
 
 def pooled_by_hand(model, features: torch.Tensor, is_last_tile: bool) -> torch.Tensor:
