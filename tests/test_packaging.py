@@ -160,4 +160,5 @@ def test_the_scheduled_workflow_runs_every_set_of_versions():
     spec.loader.exec_module(matrix)
     sets = matrix.version_sets()
     assert workflow["jobs"]["matrix"]["strategy"]["matrix"]["versions"] == list(sets)
+    assert sets.pop("latest releases") == []  # to notice new releases of every dependency
     assert all(any(pin.startswith("torch==") for pin in pins) for pins in sets.values())

@@ -350,7 +350,7 @@ class JinaVLMTrainer(Trainer):
         """
         What a run of `num_training_steps` steps will do, in a few lines of text: steps and rows per step, and for each
         module the number of trainable parameters, the learning rate and the warm-up. It is printed when training
-        begins.
+        begins, unless `disable_tqdm` is set.
         """
         args, stage = self.args, self._given("stage")
         rows = self.get_total_train_batch_size(args)
@@ -460,13 +460,13 @@ class _ShiftedLabelSmoother(LabelSmoother):
 
 
 class _PrintPlan(TrainerCallback):
-    """Prints what a run will do before it starts, when the number of its steps is known."""
+    """Prints what a run will do before it starts, when the number of its steps is known; a part of the progress bar."""
 
     def __init__(self, trainer: JinaVLMTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and not args.disable_tqdm:
             print(self.trainer.describe_run(state.max_steps), flush=True)
 
 
