@@ -460,7 +460,7 @@ class _ShiftedLabelSmoother(LabelSmoother):
 
 
 class _PrintPlan(TrainerCallback):
-    """Prints what a run will do before it starts, when the number of its steps is known; a part of the progress bar."""
+    """Prints with the progress bar what a run will do, when the number of its steps is known."""
 
     def __init__(self, trainer: JinaVLMTrainer):
         self.trainer = trainer
