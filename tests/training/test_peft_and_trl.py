@@ -7,7 +7,7 @@ import datasets
 import pytest
 import torch
 from helpers import CHECKPOINTING, losses
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from trl import SFTConfig, SFTTrainer
 
@@ -123,8 +123,10 @@ def test_adapters_load_from_another_folder(build_model, build_processor, build_r
             get_peft_model(model, config), build_processor(), [build_row()] * 2, training_arguments(max_steps=1)
         )
         trainer.save_model("adapter")
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter")
-    assert loaded.active_adapters() == ["default"]
+    # Not by the Auto class: that of Transformers 5.24 asks for PEFT 0.22.
+    base = PeftConfig.from_pretrained(tmp_path / "adapter").base_model_name_or_path
+    loaded = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), tmp_path / "adapter")
+    assert loaded.active_adapters == ["default"]
 
 
 def test_qlora_trains_adapters_and_connector(
