@@ -213,11 +213,13 @@ class JinaVLMProcessor(ProcessorMixin):
         return text, offsets
 
     def _merge_kwargs(self, *args, **kwargs):
-        """Also keeps the tokenizer from adding a second BOS token after `add_bos_token`."""
+        """Also checks values, and keeps the tokenizer from adding a second BOS token after `add_bos_token`."""
         try:
             merged = super()._merge_kwargs(*args, **kwargs)
         except (StrictDataclassError, TypeError) as error:
             raise ValueError(f"An argument of the processor has a wrong value: {error}") from error
+        if merged["text_kwargs"].get("is_split_into_words"):
+            raise ValueError("`is_split_into_words` would join the prompts to one; pass whole prompts without it.")
         if self.add_bos_token:
             merged["text_kwargs"]["add_special_tokens"] = False
         return merged

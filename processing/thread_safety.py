@@ -29,7 +29,10 @@ class SerialTokenizer:
         try:
             with _LOCK:
                 return self._tokenizer(text, **kwargs)
-        except (IndexError, OverflowError, TypeError) as error:
+        except BaseException as error:  # a panic of the tokenizer's Rust code is not an `Exception`
+            is_panic = type(error).__name__ == "PanicException"
+            if not is_panic and not isinstance(error, (ArithmeticError, IndexError, TypeError)):
+                raise
             raise ValueError(f"The tokenizer cannot use one of the arguments {kwargs}: {error}.") from error
 
     def __getattr__(self, name: str) -> Any:

@@ -61,6 +61,18 @@ KEYWORDS = {
     "type of a name": ({"return_tensors": 5}, "wrong value: .*'return_tensors'.* got int"),
     "type for the tokenizer": ({"max_length": "6", "truncation": True}, "tokenizer cannot use .*'max_length': '6'"),
     "negative": ({"max_length": -1, "truncation": True}, "The tokenizer cannot use one of .*'max_length': -1"),
+    "modulo": (
+        {"pad_to_multiple_of": False, "padding": True, "truncation": True},
+        "cannot use .*_multiple_of': False",
+    ),
+    "panic": (
+        {"truncation": True, "max_length": 5, "stride": 5, "images": None, "text": "Who is this?"},
+        "The tokenizer cannot use one of .*'stride': 5.*`stride` must be strictly less",
+    ),
+    "words": (
+        {"is_split_into_words": True},
+        "`is_split_into_words` would join the prompts to one; pass whole prompts",
+    ),
     "padding": ({"padding": "longst"}, "longst is not a valid PaddingStrategy, please select one of"),
 }
 
@@ -70,7 +82,9 @@ def test_keywords(processor, name):
     kwargs, message = KEYWORDS[name]
     match = re.compile(message, re.DOTALL)
     with pytest.raises(ValueError, match=match):
-        processor(images=IMAGE, text="<|image|> Who?", **kwargs)
+        processor(**{"images": IMAGE, "text": "<|image|> Who?", **kwargs})
+    if "text" in kwargs:
+        return
     messages = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, TEXT]}]
     with pytest.raises(ValueError, match=match):
         processor.apply_chat_template(messages, **TOKENIZE, processor_kwargs=kwargs)
