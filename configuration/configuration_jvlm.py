@@ -13,13 +13,21 @@
 # limitations under the License.
 """JinaVLM model configuration."""
 
-from typing import Literal
+import os
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, Qwen3Config, SiglipVisionConfig
 from transformers.utils import auto_docstring
 
-from ..published_format.published_schema import is_published_config, read_config
+from ..published_format.published_schema import (
+    IMAGE_TOKEN_IDS,
+    TEXT_TOKEN_IDS,
+    is_published_config,
+    read_config,
+)
+from .config_files import check_config_files
+from .setting_kinds import CONFIG, check_settings, raises_value_errors, value_errors
 
 
 # SigLIP2 so400m/14 at 378 pixels.
@@ -72,6 +80,7 @@ def default_pooled_grid(layout: str, tile_size: int, patch_size: int, pooling_si
     published checkpoint `jinaai/jina-vlm` is recognised and translated.
     """
 )
+@raises_value_errors
 @strict
 class JinaVLMConfig(PreTrainedConfig):
     r"""
@@ -119,8 +128,10 @@ class JinaVLMConfig(PreTrainedConfig):
         Standard deviation of the initial weights of the output head; the connector's follow from its widths.
 
     Raises:
-        ValueError: if a field contradicts another or, in the published schema, has a value the model does not
-            implement; the message names the field.
+        ValueError: if a field has a value of another type or out of range, contradicts another field or, in the
+            published schema, has a value the model does not implement; the message names the field. Also raised when
+            a field is set to such a value later, by `validate` and `save_pretrained`, and by `from_pretrained` if
+            `config.json` is damaged.
     """
 
     model_type = "jvlm"
@@ -156,24 +167,19 @@ class JinaVLMConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
-        if is_published_config(self.text_config):
+        if is_published_config(self.text_config) or is_published_config(self.vision_config):
             published = {"vision_config": self.vision_config, "text_config": self.text_config, **kwargs}
             for name, value in read_config(published).items():
                 setattr(self, name, value)
             # The token ids are in the text config now, and what is saved again holds none of the published code.
             for name in ("auto_map", "bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.pop(name, None)
+        check_settings({**kwargs, **vars(self)}, CONFIG)
         self.vision_config = self._sub_config("vision_config", VISION_DEFAULTS)
         self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
         # The connector pools, so a pooling head on the tower would be unused weights.
         self.vision_config.vision_use_head = False
         image_size, patch_size = self.vision_config.image_size, self.vision_config.patch_size
-        if not isinstance(image_size, int) or not isinstance(patch_size, int):
-            raise ValueError(
-                "JinaVLM cuts square tiles into square patches: `vision_config.image_size` and `patch_size` must be "
-                f"integers, got {image_size!r} and {patch_size!r}."
-            )
-
         if self.vision_feature_layer is None:
             self.vision_feature_layer = [24, 18]
         num_blocks = self.vision_config.num_hidden_layers
@@ -198,7 +204,25 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"`{name}.model_type` is {model_type!r}, but JinaVLM is built of {config_class.model_type!r}: "
                 f"give `{name}` as a {config_class.__name__} or a dict of its fields."
             )
-        return config_class(**value)
+        try:
+            return config_class(**value)
+        except Exception as error:  # Transformers checks the fields with errors of many classes
+            raise ValueError(f"`{name}` is not valid: {error.__cause__ or error}") from error
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        r"""See [`~PreTrainedConfig.from_pretrained`]. Overridden to name a damaged `config.json`."""
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        check_config_files(folder, "config.json")
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        r"""See [`~PreTrainedConfig.from_dict`]. Overridden to check the fields that `kwargs` change, too."""
+        with value_errors():
+            result = super().from_dict(config_dict, **kwargs)
+        (result[0] if isinstance(result, tuple) else result).validate()
+        return result
 
     @property
     def patches_per_side(self) -> int:
@@ -255,7 +279,8 @@ class JinaVLMConfig(PreTrainedConfig):
         if (file := getattr(self, "transformers_weights", None)) is not None:
             # Transformers would load this file instead, even if it is a pickle.
             raise ValueError(f"`transformers_weights` is {file!r}: remove it, and name the file model.safetensors.")
-        vision = self.vision_config
+        check_settings(vars(self), CONFIG)
+        vision, text = self.vision_config, self.text_config
         if vision.image_size % vision.patch_size:
             raise ValueError(
                 f"`vision_config.image_size` ({vision.image_size}) must be a multiple of "
@@ -267,8 +292,6 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"`vision_feature_layer` is {self.vision_feature_layer}, but must name one or more of the "
                 f"{len(blocks)} blocks of `vision_config`, 0 to {len(blocks) - 1}."
             )
-        if self.pooling_size < 1:
-            raise ValueError(f"`pooling_size` must be at least 1, got {self.pooling_size}.")
         if len(self.pooled_grid) != 2 or any(
             cells < 1 or abs(cells * self.pooling_size - self.patches_per_side) >= self.pooling_size
             for cells in self.pooled_grid
@@ -278,13 +301,28 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"{self.patches_per_side} patches of a tile's side, {self.pooling_size} patches each, to less than "
                 "one cell."
             )
-        token_ids = ("image_token_id", "image_start_token_id", "image_end_token_id", "image_column_token_id")
-        for name in token_ids:
-            if not 0 <= getattr(self, name) < self.text_config.vocab_size:
-                raise ValueError(
-                    f"`{name}` is {getattr(self, name)}, outside the {self.text_config.vocab_size} tokens of "
-                    "`text_config.vocab_size`."
-                )
+        for name, size, divisor, whose in (
+            ("vision_config.hidden_size", vision.hidden_size, vision.num_attention_heads, "num_attention_heads"),
+            (
+                "text_config.num_attention_heads",
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                "num_key_value_heads",
+            ),
+            ("text_config.head_dim", text.head_dim, 2, "which RoPE rotates in pairs"),
+        ):
+            if size % divisor:
+                raise ValueError(f"`{name}` ({size}) must be a multiple of {divisor} ({whose}).")
+        token_ids = {name: getattr(self, name) for name in IMAGE_TOKEN_IDS}
+        if len(set(token_ids.values())) < len(token_ids):
+            raise ValueError(f"The image tokens must have different ids, got {token_ids}.")
+        token_ids |= {f"text_config.{name}": getattr(text, name) for name in TEXT_TOKEN_IDS}
+        for name, value in token_ids.items():
+            for token_id in value if isinstance(value, list) else [value]:
+                if token_id is not None and not 0 <= token_id < text.vocab_size:
+                    raise ValueError(
+                        f"`{name}` is {token_id}, outside the {text.vocab_size} tokens of `text_config.vocab_size`."
+                    )
 
 
 __all__ = ["JinaVLMConfig"]

@@ -34,9 +34,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, torch_compilable_check
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
-from ..configuration.checkpoint_files import check_folder, listed, name_damaged_file
+from ..configuration.checkpoint_files import check_folder, name_damaged_file
+from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from .image_plan import ImagePlan, check_positions, check_prompt, check_tiles, plan_images, trace_plan
+from .loaded_weights import check_loaded_weights, raise_for_weights
 
 
 # Since Transformers 5.23, `output_hidden_states=[...]` counts the embeddings as hidden state 0.
@@ -203,15 +205,16 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         Loads a checkpoint, ours or one in the published format. See [`~PreTrainedModel.from_pretrained`].
 
         Raises:
-            ValueError: if a file is damaged, or if weights are missing, unknown or of another shape. With
-                `output_loading_info=True` the names of such weights are returned instead.
+            ValueError: if a file is damaged, if a setting has a wrong value, or if weights are missing, unknown, of
+                another shape or cannot be converted. With `output_loading_info=True` the names of missing, unknown
+                and misshapen weights are returned instead.
         """
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         check_folder(pretrained_model_name_or_path, kwargs)
+        check_config_files(folder, "config.json", "generation_config.json")
         kwargs.setdefault("use_safetensors", True)  # never fall back to a pickle
         is_strict = pretrained_model_name_or_path is not None and not output_loading_info
-        may_mismatch = kwargs.setdefault("ignore_mismatched_sizes", None)
-        kwargs["ignore_mismatched_sizes"] = True  # the error below names such weights
+        kwargs["ignore_mismatched_sizes"] = not is_strict or kwargs.get("ignore_mismatched_sizes", False)
         with name_damaged_file(folder):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
@@ -219,16 +222,16 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         model._set_generation_defaults()
         # The base model leaves the output head of a whole checkpoint aside.
         unknown = {name for name in info["unexpected_keys"] if model.can_generate() or not name.startswith("lm_head.")}
-        misshapen = {f"{name} {[*found]} instead of {[*size]}" for name, found, size in info["mismatched_keys"]}
-        problems = {"lacks weights": info["missing_keys"], "holds unknown weights": unknown}
-        problems["holds weights of another shape"] = set() if may_mismatch else misshapen
-        for problem, names in problems.items():
-            if is_strict and names:
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} {problem}: {listed(names)}. Check that all its files are "
-                    "complete and belong together, or pass `output_loading_info=True` to load what there is."
-                )
+        if is_strict:
+            problems = {"lacks weights": info["missing_keys"], "holds unknown weights": unknown}
+            raise_for_weights(pretrained_model_name_or_path, problems)
         return (model, info) if output_loading_info else model
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        # Before weights that were not loaded get memory: a wrong size in config.json may ask for gigabytes.
+        check_loaded_weights(model, load_config, loading_info)
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     def _set_generation_defaults(self):
         # The published generation config leaves these to its code: answers would not end or contain image tokens.

@@ -14,6 +14,7 @@
 """Image processor of JinaVLM: images of any size to overlapping tiles and a thumbnail."""
 
 import itertools
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,6 +36,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring, logging
 
+from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import default_pooled_grid
 from ..published_format.published_schema import read_image_processor
 from .image_conversion import to_rgb, with_channel_axis
@@ -136,6 +138,13 @@ class JinaVLMImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        r"""See [`~BaseImageProcessor.from_pretrained`]. Overridden to name a damaged file of the folder."""
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        check_config_files(folder, "preprocessor_config.json", "processor_config.json")
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):

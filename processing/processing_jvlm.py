@@ -14,6 +14,7 @@
 """Processor of JinaVLM: images and prompts to model inputs."""
 
 import copy
+import os
 import re
 from typing import Any, Unpack
 
@@ -25,6 +26,7 @@ from transformers.tokenization_utils_base import TextInput
 from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
+from ..configuration.config_files import KINDS, check_config_files
 from ..published_format.published_schema import read_processor
 from ..published_format.published_template import read_template
 from .prompt_checks import check_call, check_chat, check_placeholder, name_template
@@ -77,8 +79,10 @@ class JinaVLMProcessor(ProcessorMixin):
         See [`~ProcessorMixin.from_pretrained`]. Overridden to name a damaged file of the folder.
 
         Raises:
-            ValueError: if a file is damaged; the message names it.
+            ValueError: if a file is damaged or has a wrong value; the message names it.
         """
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        check_config_files(folder, *KINDS)
         with name_damaged_file(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 

@@ -5,7 +5,7 @@ A table has the structure of its JSON file. Its entries are
 
 - a value, or a tuple of values: what JinaVLM implements; the first one is saved,
 - a function of our settings by path that returns the same,
-- a `Field`: the setting of ours that the value is translated to and from,
+- a `Field`: the setting of ours that the value is translated to and from; `setting_kinds` has its type and range,
 - `SaveOnly`: a value, or a function of our settings, that is saved for the published code and ignored when read.
 
 The schema can express far more than the release uses. Any other value is an error, because JinaVLM would otherwise
@@ -20,6 +20,19 @@ from typing import Any
 import PIL.Image
 from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 
+from ..configuration.setting_kinds import (
+    CONFIG,
+    FLAG,
+    IMAGE_PROCESSOR,
+    Kind,
+    check_settings,
+    is_one_of,
+    number,
+    one_of,
+    several,
+    shown,
+    whole,
+)
 from .published_template import read_template
 
 
@@ -39,12 +52,16 @@ WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Field:
-    """Path of a setting of ours. `read` and `save` take the value and all our settings by path."""
+    """
+    Path of a setting of ours. `read` and `save` take the value and all our settings by path. `kind` is what the
+    published value may be, by default what ours may be.
+    """
 
     path: str
     read: Callable = lambda value, ours: value
     save: Callable = lambda value, ours: value
     is_required: bool = True
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +89,11 @@ def _auto_map(**classes: str) -> SaveOnly:
     return SaveOnly({name: f"jinaai/jina-vlm--{path}" for name, path in classes.items()})
 
 
-def _side(size: Any, ours: dict) -> int:
-    if not isinstance(size, (list, tuple)) or len(size) != 2 or size[0] != size[1]:
+_SQUARE = several(whole(1, 2**12), 2)
+
+
+def _side(size: list[int], ours: dict) -> int:
+    if size[0] != size[1]:
         raise ValueError("only squares are implemented")
     return size[0]
 
@@ -84,8 +104,8 @@ def _num_outputs(ours: dict) -> int:
 
 
 def _blocks(indices: list[int], ours: dict) -> list[int]:
-    if any(not -_num_outputs(ours) <= index < _num_outputs(ours) for index in indices):
-        raise ValueError(f"there are {_num_outputs(ours)} outputs")
+    if not indices or any(not -_num_outputs(ours) <= index < _num_outputs(ours) for index in indices):
+        raise ValueError(f"it must name one or more of {_num_outputs(ours)} outputs")
     blocks = [index % _num_outputs(ours) for index in indices]
     if _num_outputs(ours) - 1 in blocks:
         raise ValueError("the output of the final norm cannot be a feature")
@@ -118,7 +138,9 @@ def _multi_head(heads: str, **sizes) -> dict:
 
 def _feed_forward(inner: str, outer: str, **settings) -> dict:
     """A feed-forward layer. `ratio` sets its inner width as a multiple of the outer one, unless `size` does."""
-    ratio = Field(inner, lambda ratio, ours: ours.get(inner) or int(ratio * ours[outer]), lambda size, ours: 4)
+    ratio = Field(
+        inner, lambda ratio, ours: ours.get(inner) or int(ratio * ours[outer]), lambda *_: 4, kind=number(1, 2**10)
+    )
     return {"size": Field(inner), "ratio": ratio, "inner_lnorm": False, "lnorm_config": _UNUSED_NORM, **settings}
 
 
@@ -174,7 +196,7 @@ _CONFIG = {
         "vit_layers": Field(
             "vision_feature_layer", _blocks, lambda blocks, ours: [b - _num_outputs(ours) for b in blocks]
         ),
-        "input_size": Field("vision_config.image_size", _side, lambda side, _: [side, side]),
+        "input_size": Field("vision_config.image_size", _side, lambda side, _: [side, side], kind=_SQUARE),
         "n_channels": Field("vision_config.num_channels", is_required=False),
         "output_size": Field("text_config.hidden_size"),
         **{"model_type": "jvlm", "positional_interpolation": "bicubic", "patch_dropout": 0.0},
@@ -205,21 +227,23 @@ def _cells_per_side(ours: dict) -> int:
     return -(-_patches_per_side(ours) // ours["pooling_size"])
 
 
+_LIMIT = number(-1000, 1000)
 # The published code scales [0, 1] to [image_min, image_max] and does not use its `image_mean` and `image_std`.
 _IMAGE_PROCESSOR = {
     **_optional("antialias", "do_convert_rgb", "do_resize", "max_crops", "max_pixels", "min_pixels"),
     **_optional("overlap_margins", "resize_in_float32", "image_processor_type", "processor_class"),
     "patch_size": Field("patch_size"),
-    "base_input_size": Field("size", _size, lambda size, _: [size["height"], size["width"]]),
+    "base_input_size": Field("size", _size, lambda size, _: [size["height"], size["width"]], kind=_SQUARE),
     **_all(Field("pooling_size"), "pooling_h", "pooling_w"),
     **_all(_cells_per_side, "token_length_h", "token_length_w"),
     "interpolation": Field(
         "resample",
         lambda name, _: {"bilinear": 2, "bicubic": 3}[name],
         lambda resample, _: PIL.Image.Resampling(resample).name.lower(),
+        kind=one_of("bilinear", "bicubic"),
     ),
-    "image_min": Field("low", save=lambda _, ours: -ours["image_mean"][0] / ours["image_std"][0]),
-    "image_max": Field("high", save=lambda _, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0]),
+    "image_min": Field("low", save=lambda _, ours: -ours["image_mean"][0] / ours["image_std"][0], kind=_LIMIT),
+    "image_max": Field("high", save=lambda _, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0], kind=_LIMIT),
     **{"cropping_method": "overlap-and-resize", "normalization_method": "minmax"},
     **_all(False, "padding_mask", "preserve_aspect_ratio", "random_interpolation"),
     **{"padding_value": 0.0, "use_column_tokens": True},
@@ -242,9 +266,9 @@ _PROCESSOR = {
 }
 
 
-def is_published_config(text_config: Any) -> bool:
-    """Whether a `text_config` is one of the published schema."""
-    return isinstance(text_config, dict) and "block_config" in text_config
+def is_published_config(part: Any) -> bool:
+    """Whether a `text_config` or `vision_config` is one of the published schema."""
+    return isinstance(part, dict) and ("block_config" in part or part.get("model_type") == "jvlm")
 
 
 def by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -258,7 +282,7 @@ def by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _refuse(path: str, value: Any, reason: str) -> ValueError:
-    return ValueError(f"`{path}` is {value!r} in this published checkpoint: {reason}. It needs other model code.")
+    return ValueError(f"`{path}` is {shown(value)} in this published checkpoint: {reason}. It needs other model code.")
 
 
 def _values(entry: Any, ours: dict) -> tuple:
@@ -270,7 +294,7 @@ def _values(entry: Any, ours: dict) -> tuple:
 def _entries(table: dict, settings: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
     """Path, value and entry of every leaf of a table; values that are missing are `None`."""
     if not isinstance(settings, dict):
-        raise ValueError(f"`{path}` must be an object of settings, got {settings!r}.")
+        raise ValueError(f"`{path}` must be an object of settings, got {shown(settings)}.")
     for name, entry in table.items():
         entry_path = f"{path}.{name}".removeprefix(".")
         if isinstance(entry, dict):
@@ -279,26 +303,32 @@ def _entries(table: dict, settings: Any, path: str) -> Iterator[tuple[str, Any, 
             yield entry_path, settings.get(name), entry
 
 
+_KINDS = {**CONFIG, **IMAGE_PROCESSOR}
+
+
 def _read(table: dict, settings: dict, path: str = "") -> dict[str, Any]:
     """Our settings by path."""
     ours: dict[str, Any] = {}
     sources: dict[str, str] = {}
     entries = list(_entries(table, settings, path))
     fields = [each for each in entries if isinstance(each[2], Field)]
+    given = {field.path for _, value, field in fields if value is not None}
+    for path, _, field in fields:
+        if field.is_required and field.path not in given:
+            raise ValueError(f"`{path}` is missing in this published checkpoint. Download its file again.")
     for path, value, field in fields:
         if value is not None:
+            if not (kind := field.kind or _KINDS[field.path]).allows(value):
+                raise _refuse(path, value, f"it must be {kind.description}")
             try:
                 translated = field.read(value, ours)
-            except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            except ValueError as error:
                 raise _refuse(path, value, f"JinaVLM cannot read it ({error})") from error
             source = sources.setdefault(field.path, f"`{path}`, which is {value!r}")
             if ours.setdefault(field.path, translated) != translated:
                 raise _refuse(path, value, f"it must agree with {source}")
-    for path, _, field in fields:
-        if field.is_required and field.path not in ours:
-            raise ValueError(f"`{path}` is missing in this published checkpoint.")
     for path, value, entry in entries:
-        if not isinstance(entry, (Field, SaveOnly)) and value not in (allowed := _values(entry, ours)):
+        if not isinstance(entry, (Field, SaveOnly)) and not is_one_of(value, allowed := _values(entry, ours)):
             raise _refuse(path, value, f"JinaVLM implements only {' or '.join(map(repr, allowed))}")
     return ours
 
@@ -372,11 +402,17 @@ def read_image_processor(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if a setting is missing or has a value that is not implemented; the message names it.
     """
-    if "base_input_size" not in settings:
-        return settings
-    ours = _read(_IMAGE_PROCESSOR, settings, "preprocessor_config")
-    low, high = ours.pop("low"), ours.pop("high")
-    return {"layout": "stitched", "image_mean": [low / (low - high)] * 3, "image_std": [1 / (high - low)] * 3, **ours}
+    if {"base_input_size", "cropping_method"} & settings.keys():
+        settings = {"layout": "stitched", **_read(_IMAGE_PROCESSOR, settings, "preprocessor_config")}
+        low, high = settings.pop("low"), settings.pop("high")
+        if low >= high:
+            raise _refuse("preprocessor_config.image_max", high, f"it must be more than `image_min`, which is {low}")
+        settings |= {"image_mean": [low / (low - high)] * 3, "image_std": [1 / (high - low)] * 3}
+    check_settings(settings, IMAGE_PROCESSOR, "image_processor.", null=False)
+    fewest, most = settings.get("min_pixels"), settings.get("max_pixels")
+    if fewest and most and fewest > most:
+        raise ValueError(f"`image_processor.min_pixels` ({fewest}) must not be more than `max_pixels` ({most}).")
+    return settings
 
 
 def write_image_processor(image_processor: BaseImageProcessor, config: PreTrainedConfig) -> dict[str, Any]:
@@ -401,9 +437,10 @@ def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
     settings of any other schema are returned as they are.
 
     Raises:
-        ValueError: if `always_start_with_space` is not true.
+        ValueError: if `always_start_with_space` is not true, or `add_bos_token` neither true nor false.
     """
-    if "always_start_with_space" not in settings:
+    check_settings(settings, {"add_bos_token": FLAG}, "processor_config.")
+    if not {"always_start_with_space", "auto_map"} & settings.keys() or "add_bos_token" in settings:
         return settings
     _read(_PROCESSOR, settings, "processor_config")
     rest = {name: value for name, value in settings.items() if name not in ("always_start_with_space", "auto_map")}

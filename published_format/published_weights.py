@@ -5,15 +5,11 @@ Registered for `model_type = "jvlm"`, the table lets `from_pretrained` read the 
 `revert_weight_conversion` applies it in reverse, to save them. Our own names are not changed.
 """
 
-import logging
 from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming
-
-
-logger = logging.getLogger(__name__)
 
 
 class Convert(ConversionOps):
@@ -35,9 +31,7 @@ class Convert(ConversionOps):
             outputs = self.function(tensors, model, names)
         except (RuntimeError, ValueError) as error:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-            message = f"cannot convert a tensor for {full_layer_name} from {shapes}: {error}"
-            logger.error(message)  # Transformers 5.19 has it in no report
-            raise ValueError(message) from error
+            raise ValueError(f"cannot convert a tensor for {full_layer_name} from {shapes}: {error}") from error
         return {target: tensor.contiguous() for target, tensor in zip(target_patterns, outputs, strict=True)}
 
     @property

@@ -296,10 +296,10 @@ def test_tokenizer_of_another_checkpoint(published, converted, qwen3, siglip, ch
         refused(ValueError, "<|endoftext|>|<im_start>", function, folder)
 
     def shift(config):
-        config["image_token_id"] += 1
+        config["image_token_id"] += 10
 
     folder = changed_copy(converted, config=shift)
-    message = "<im_patch> has the id 514 in the tokenizer.*`config.image_token_id` is 515"
+    message = "<im_patch> has the id 514 in the tokenizer.*`config.image_token_id` is 524"
     refused(ValueError, message, export_to_hub, folder)
     with pytest.raises(ValueError, match=message):
         verify(folder, converted)

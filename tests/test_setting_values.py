@@ -1,0 +1,240 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""Every setting of every JSON file with every kind of wrong value: it loads as it should, or the error names it."""
+
+import copy
+import dataclasses
+import json
+import resource
+import shutil
+import time
+import tracemalloc
+from collections.abc import Iterator
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+from transformers import AutoConfig, Qwen3Config, SiglipVisionConfig
+
+from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor, JinaVLMProcessor
+from jvlm.published_format.published_schema import by_path, read_config, read_processor
+
+
+MISSING = object()
+VALUES = {
+    "missing": MISSING,
+    "null": None,
+    "string": "x",
+    "list": [1, "a"],
+    "empty list": [],
+    "object": {"a": 1},
+    "true": True,
+    "float": 2.5,
+    "zero": 0,
+    "negative": -1,
+    "large": 10**9,
+    "huge": 10**30,
+    "NaN": float("nan"),
+}
+# JinaVLM and Transformers use none of them.
+UNUSED = {"chunk_size_feed_forward", "problem_type"}
+
+
+def leaves(settings: dict, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all settings, of objects as well as of what they contain."""
+    for name, value in settings.items():
+        yield (*path, name)
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, name))
+
+
+def changed(settings: dict, path: tuple[str, ...], value: Any) -> dict:
+    """A copy of the settings with one of them replaced, or removed if the value is `MISSING`."""
+    settings = copy.deepcopy(settings)
+    parent = settings
+    for name in path[:-1]:
+        parent = parent[name]
+    parent[path[-1]] = value
+    if value is MISSING:
+        del parent[path[-1]]
+    return settings
+
+
+def has_type_of(value: Any, original: Any) -> bool:
+    """Whether a value may stand for another one. Null and missing stand for a default."""
+    if value is None or value is MISSING or original is None:
+        return True
+    if isinstance(original, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is type(original)
+
+
+def check_all_values(settings: dict, load, related: dict[str, str]) -> int:
+    """
+    Loads settings with every value in every place. They load if the value has the right type or no effect. Otherwise
+    there is a `ValueError` that names the setting, or another one that contradicts it (`related`), within half a
+    second and without large allocations. Returns the number of errors.
+    """
+
+    def result(settings: dict) -> dict:
+        return {path: repr(value) for path, value in by_path(load(settings)) if not UNUSED & set(path.split("."))}
+
+    expected, errors = result(settings), 0
+    for path in leaves(settings):
+        original = settings
+        for name in path:
+            original = original[name]
+        for name, value in VALUES.items():
+            case, start = f"{'.'.join(path)}, {name}", time.process_time()
+            if name == "large":
+                tracemalloc.start()
+            try:
+                found = result(changed(settings, path, value))
+            except ValueError as error:
+                names = (path[-1], related.get(path[-1], path[-1]))
+                assert any(name in str(error) for name in names), f"{case}: {error}"
+                assert len(str(error)) < 1000, case
+                errors += 1
+            except Exception as error:
+                raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+            else:
+                assert found == expected or has_type_of(value, original), f"{case} is accepted"
+            assert time.process_time() - start < 0.5, case
+            if name == "large":
+                assert tracemalloc.get_traced_memory()[1] < 10e6, case
+                tracemalloc.stop()
+    return errors
+
+
+def config_fields(settings: dict) -> dict:
+    config = JinaVLMConfig(**settings)
+    # What is accepted can be saved and loaded again.
+    assert JinaVLMConfig(**config.to_dict()).to_dict() == config.to_dict()
+    return config.to_dict()
+
+
+def test_published_config(release):
+    settings = json.loads((release / "checkpoint/config.json").read_text())
+    settings |= {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+    # These set the number of outputs to choose from, and the size of a head.
+    related = {"n_layers": "vit_layers", "hidden_size": "head_dim", "n_heads": "head_dim"}
+    known: dict[str, dict] = {}
+
+    def load(settings: dict) -> dict:
+        # To save time: the same fields make the same configuration.
+        others = {name: value for name, value in settings.items() if name not in ("text_config", "vision_config")}
+        key = repr((read_config(settings), others))
+        if key not in known:
+            known[key] = config_fields(settings)
+        return known[key]
+
+    assert check_all_values(settings, load, related) > 1800
+    for part in ("text_config", "vision_config"):
+        for value in (MISSING, None, {}, {"block_config": 3}, {"model_type": "jvlm"}):
+            with pytest.raises(ValueError, match=part):
+                JinaVLMConfig(**changed(settings, (part,), value))
+
+
+def test_config(build_config):
+    settings = json.loads(build_config("stitched").to_json_string())
+    related = {
+        "num_hidden_layers": "vision_feature_layer",
+        **dict.fromkeys(("pooling_size", "image_size", "patch_size", "vision_config"), "pooled_grid"),
+        "vocab_size": "image_token_id",
+        "text_config": "token_id",
+    }
+    assert check_all_values(settings, config_fields, related) > 700
+
+
+# Not checked, because they have no effect on JinaVLM.
+LABELS = {"architectures", "id2label", "label2id", "problem_type", "transformers_version", "chunk_size_feed_forward"}
+
+
+@pytest.mark.parametrize(
+    ("part", "config_class"),
+    [("", JinaVLMConfig), ("vision_config", SiglipVisionConfig), ("text_config", Qwen3Config)],
+)
+def test_fields_of_other_types(build_config, part, config_class):
+    """Documented and raised is `ValueError`, when a configuration is built and when a field is set later."""
+    settings = json.loads(build_config("stitched").to_json_string())
+    fields = [field for field in dataclasses.fields(config_class) if field.name not in LABELS]
+    assert len(fields) > 10
+    config = JinaVLMConfig(**settings)
+    for field in fields:
+        for value in (object(), "x", b"x", {1}, [1, "a"], 1 + 1j, float("inf"), 10**30):
+            changed_settings = copy.deepcopy(settings)
+            (changed_settings[part] if part else changed_settings)[field.name] = value
+            with pytest.raises(ValueError, match=field.name):
+                JinaVLMConfig(**changed_settings)
+            if not part and field.name not in ("dtype", "output_hidden_states", "return_dict", "is_encoder_decoder"):
+                before = getattr(config, field.name)
+                with pytest.raises(ValueError, match=field.name):
+                    setattr(config, field.name, value)
+                    config.validate()
+                setattr(config, field.name, before)
+
+
+def test_changed_fields_are_checked(build_config, tmp_path):
+    build_config().save_pretrained(tmp_path)
+    for changes, words in (
+        ({"pooling_size": 0}, "`pooling_size` must be an integer from 1"),
+        ({"pooled_grid": [9, 9]}, r"`pooled_grid` is \[9, 9\]"),
+        ({"vision_feature_layer": [-1]}, r"`vision_feature_layer` is \[-1\]"),
+        ({"text_config": {"hidden_size": "x"}}, "hidden_size.*expected int, got str"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            AutoConfig.from_pretrained(tmp_path, **changes)
+    config = build_config()
+    config.text_config.num_hidden_layers = -1
+    for call in (config.validate, lambda: config.save_pretrained(tmp_path)):
+        with pytest.raises(
+            ValueError, match="`text_config.num_hidden_layers` must be an integer from 1 to 1024, got -1"
+        ):
+            call()
+
+
+def image_settings(known: dict[str, dict]):
+    """A function that loads an image processor, uses it and returns its settings."""
+
+    def load(settings: dict) -> dict:
+        processor = JinaVLMImageProcessor.from_dict(settings)
+        key = repr(processor.to_dict())
+        if key not in known:
+            processor(PIL.Image.new("RGB", (70, 50)))
+            known[key] = processor.to_dict()
+        return known[key]
+
+    return load
+
+
+def test_published_image_processor(release):
+    settings = json.loads((release / "checkpoint/preprocessor_config.json").read_text())
+    related = {"patch_size": "token_length_h", "base_input_size": "token_length_h"}
+    assert check_all_values(settings, image_settings({}), related) > 280
+
+
+def test_image_processor(build_processor):
+    settings = json.loads(build_processor("stitched", min_pixels=9).image_processor.to_json_string())
+    assert check_all_values(settings, image_settings({}), {"height": "size", "width": "size"}) > 150
+
+
+def test_pixel_limits_contradict(release):
+    settings = json.loads((release / "checkpoint/preprocessor_config.json").read_text())
+    with pytest.raises(
+        ValueError, match=r"`image_processor.min_pixels` \(3136\) must not be more than `max_pixels` \(5\)"
+    ):
+        JinaVLMImageProcessor.from_dict({**settings, "max_pixels": 5})
+    with pytest.raises(ValueError, match="`preprocessor_config.image_max` is -1.0.*more than `image_min`"):
+        JinaVLMImageProcessor.from_dict({**settings, "image_max": -1.0})
+
+
+def test_processor_config(release, build_processor):
+    published = json.loads((release / "checkpoint/processor_config.json").read_text())
+    for value in (1, 1.0, "x", None, [], False):
+        with pytest.raises(ValueError, match="`processor_config.always_start_with_space` is"):
+            read_processor({**published, "always_start_with_space": value})
+    # The published code adds a BOS token, whether this is in its file or not.
+    assert read_processor(changed(published, ("always_start_with_space",), MISSING))["add_bos_token"] is True
+    for value in (1, "x", None, []):
+        with pytest.raises(ValueError, match="`processor_config.add_bos_token` must be true or false"):
+            read_processor({"add_bos_token": value, "processor_class": "JinaVLMProcessor"})
