@@ -66,7 +66,7 @@ KEYWORDS = {
         "cannot use .*_multiple_of': False",
     ),
     "panic": (
-        {"truncation": True, "max_length": 5, "stride": 5, "images": None, "text": "Who is this?"},
+        {"truncation": True, "max_length": 5, "stride": 5, "images": None, "text": "Who is this, here and now?"},
         "The tokenizer cannot use one of .*'stride': 5.*`stride` must be strictly less",
     ),
     "words": (

@@ -559,9 +559,10 @@ def test_the_run_is_described_before_it_starts(build_trainer, capsys):
         groups = [group for group in optimizer.param_groups if group["module"] == module]
         number = sum(parameter.numel() for group in groups for parameter in group["params"])
         assert f" {number:,} trainable" in lines[module]
-    trainer = build_trainer(max_steps=1)
-    trainer.train()
-    assert capsys.readouterr().out.startswith(trainer.describe_run(1))
+    for disable_tqdm in (False, True):
+        trainer = build_trainer(max_steps=1, disable_tqdm=disable_tqdm)
+        trainer.train()
+        assert (trainer.describe_run(1) in capsys.readouterr().out) is not disable_tqdm
 
 
 @pytest.mark.parametrize(
