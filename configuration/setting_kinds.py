@@ -74,6 +74,10 @@ def _is_dtype(value: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
+def _is_list_of_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_COUNT.allows, value))
+
+
 def _is_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(str(key).isdecimal() for key in value)
 
@@ -83,98 +87,120 @@ def _is_rope(value: Any) -> bool:
     return isinstance(value, dict) and all(value.get(name, "") is not None for name in ("rope_type", "rope_theta"))
 
 
+def _by_name(kinds: dict[Kind, str], prefix: str = "") -> dict[str, Kind]:
+    return {prefix + name: kind for kind, names in kinds.items() for name in names.split()}
+
+
 FLAG = Kind(lambda value: isinstance(value, bool), "true or false")
 NAME = Kind(lambda value: isinstance(value, str), "a string")
 OBJECT = Kind(lambda value: isinstance(value, dict), "a JSON object")
-SIZE = whole(1, 2**20)
-BLOCKS = whole(1, 2**10)  # a list of them is built before any weight is compared
-LENGTH = whole(1, 2**31 - 1)
-TOKEN_ID = whole(0, 2**31 - 1)
-TOKEN_IDS = either(TOKEN_ID, several(TOKEN_ID))
-SHARE = number(0, 1)
-ACTIVATION = Kind(
+_SIZE, _PIXELS, _LENGTH = whole(1, 2**20), whole(1, 2**12), whole(1, 2**31 - 1)
+_BLOCKS = whole(1, 2**10)  # a list of them is built before any weight is compared
+_COUNT = whole(0, 2**31 - 1)  # also ids of tokens
+_IDS = either(_COUNT, several(_COUNT))
+_PAIR = several(whole(0, 2**12), 2)
+_SHARE, _STD, _FACTOR = number(0, 1), number(0, 1000), number(1e-6, 1e6)
+_LAYOUT = one_of("independent", "stitched")
+_ACTIVATION = Kind(
     lambda value: isinstance(value, str) and value in ACT2FN, 'the name of an activation in Transformers, like "silu"'
 )
-DTYPE = Kind(_is_dtype, 'the name of a floating-point dtype of PyTorch, like "bfloat16"')
-PAIR = several(whole(0, 2**12), 2)
 
+# The fields of `PreTrainedConfig` that have an effect.
 _COMMON = {
-    **dict.fromkeys(("dtype", "torch_dtype"), DTYPE),
-    **dict.fromkeys(("output_attentions", "output_hidden_states"), FLAG),
-    "id2label": Kind(_is_labels, "an object from integers to names"),
-    "is_encoder_decoder": one_of(False),
+    Kind(_is_dtype, 'the name of a floating-point dtype of PyTorch, like "bfloat16"'): "dtype torch_dtype",
+    FLAG: "output_attentions output_hidden_states",
+    Kind(_is_labels, "an object from integers to names"): "id2label",
+    one_of(False): "is_encoder_decoder",
 }
 _TOWER = {
-    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
-    **{"num_hidden_layers": BLOCKS, "hidden_act": ACTIVATION, "attention_dropout": SHARE},
-    "return_dict": one_of(True),  # JinaVLM reads the outputs by name
-}
-_VISION = {
     **_COMMON,
-    **_TOWER,
-    **dict.fromkeys(("image_size", "patch_size"), whole(1, 2**12)),
-    **{"num_channels": SIZE, "layer_norm_eps": SHARE},
-}
-_ROPE_NUMBERS = ("attention_factor", "beta_fast", "beta_slow", "factor", "high_freq_factor", "low_freq_factor")
-_TEXT = {
-    **_COMMON,
-    **_TOWER,
-    **dict.fromkeys(("num_key_value_heads", "head_dim"), SIZE),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window"), LENGTH),
-    **dict.fromkeys(("bos_token_id", "pad_token_id"), TOKEN_ID),
-    "eos_token_id": TOKEN_IDS,
-    **{"initializer_range": number(0, 1e3), "rms_norm_eps": SHARE, "max_window_layers": whole(0, 2**31 - 1)},
-    **dict.fromkeys(("attention_bias", "tie_word_embeddings", "use_cache", "use_sliding_window"), FLAG),
-    "layer_types": several(one_of("full_attention", "sliding_attention")),
-    "rope_parameters": Kind(_is_rope, "an object with `rope_type` and `rope_theta`"),
-    "rope_parameters.rope_type": one_of("default", *ROPE_INIT_FUNCTIONS),
-    "rope_parameters.rope_theta": number(1, 1e18),
-    **{f"rope_parameters.{name}": number(1e-6, 1e6) for name in _ROPE_NUMBERS},
-    "rope_parameters.original_max_position_embeddings": LENGTH,
-    **{f"rope_parameters.{name}": several(number(1e-6, 1e6)) for name in ("long_factor", "short_factor")},
-}
-_OURS = {
-    **_COMMON,
-    "return_dict": FLAG,
-    **dict.fromkeys(("connector_num_attention_heads", "connector_head_dim", "connector_intermediate_size"), SIZE),
-    **{"connector_hidden_act": ACTIVATION, "layout": one_of("independent", "stitched")},
-    **dict.fromkeys(
-        ("image_token_id", "image_start_token_id", "image_end_token_id", "image_column_token_id"), TOKEN_ID
-    ),
-    **dict.fromkeys(("tie_word_embeddings", "use_last_tile_embedding"), FLAG),
-    **{"pooling_size": whole(1, 2**12), "pooled_grid": PAIR, "initializer_range": number(0, 1e3)},
-    "vision_feature_layer": several(whole(-(2**10), 2**10)),
+    _SIZE: "hidden_size intermediate_size num_attention_heads",
+    _BLOCKS: "num_hidden_layers",
+    _ACTIVATION: "hidden_act",
+    _SHARE: "attention_dropout layer_norm_eps rms_norm_eps",
+    one_of(True): "return_dict",  # JinaVLM reads the outputs by name
 }
 CONFIG = {
-    **_OURS,
-    **{f"vision_config.{name}": kind for name, kind in _VISION.items()},
-    **{f"text_config.{name}": kind for name, kind in _TEXT.items()},
+    **_by_name(_TOWER, "vision_config."),
+    **_by_name({_PIXELS: "image_size patch_size", _SIZE: "num_channels"}, "vision_config."),
+    **_by_name(_TOWER, "text_config."),
+    **_by_name(
+        {
+            _SIZE: "num_key_value_heads head_dim",
+            _LENGTH: "vocab_size max_position_embeddings sliding_window",
+            _COUNT: "bos_token_id pad_token_id max_window_layers",
+            _IDS: "eos_token_id",
+            _STD: "initializer_range",
+            FLAG: "attention_bias tie_word_embeddings use_cache use_sliding_window",
+            several(one_of("full_attention", "sliding_attention")): "layer_types",
+            Kind(_is_rope, "an object with `rope_type` and `rope_theta`"): "rope_parameters",
+        },
+        "text_config.",
+    ),
+    **_by_name(
+        {
+            one_of("default", *ROPE_INIT_FUNCTIONS): "rope_type",
+            number(1, 1e18): "rope_theta",
+            _FACTOR: "attention_factor beta_fast beta_slow factor high_freq_factor low_freq_factor",
+            several(_FACTOR): "long_factor short_factor",
+            _LENGTH: "original_max_position_embeddings",
+        },
+        "text_config.rope_parameters.",
+    ),
+    **_by_name(_COMMON),
+    **_by_name(
+        {
+            _SIZE: "connector_num_attention_heads connector_head_dim connector_intermediate_size",
+            _ACTIVATION: "connector_hidden_act",
+            _LAYOUT: "layout",
+            _COUNT: "image_token_id image_start_token_id image_end_token_id image_column_token_id",
+            FLAG: "return_dict tie_word_embeddings use_last_tile_embedding",
+            _PIXELS: "pooling_size",
+            _PAIR: "pooled_grid",
+            several(whole(-(2**10), 2**10)): "vision_feature_layer",
+            _STD: "initializer_range",
+        }
+    ),
 }
-IMAGE_PROCESSOR = {
-    **dict.fromkeys(("antialias", "do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), FLAG),
-    **{"resize_in_float32": FLAG, "layout": one_of("independent", "stitched"), "max_crops": whole(1, 2**10)},
-    **{"max_pixels": LENGTH, "min_pixels": whole(1, 2**24)},  # images are enlarged to the second one
-    **{"overlap_margins": PAIR, "pooled_grid": either(PAIR, one_of(None))},
-    **dict.fromkeys(("patch_size", "pooling_size", "size.height", "size.width"), whole(1, 2**12)),
-    **{"resample": one_of(2, 3), "max_aspect_ratio": number(1, 1e9), "rescale_factor": number(-1e6, 1e6)},
-    **{"image_mean": several(number(-1e6, 1e6), 3), "image_std": several(number(1e-6, 1e6), 3)},
-    **{"image_processor_type": one_of("JinaVLMImageProcessor"), "processor_class": NAME, "size": OBJECT},
-}
-GENERATION = {
-    **dict.fromkeys(("bos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"), TOKEN_ID),
-    **dict.fromkeys(("eos_token_id", "forced_eos_token_id"), TOKEN_IDS),
-    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), either(several(TOKEN_ID), one_of([]))),
-    **dict.fromkeys(("max_length", "max_new_tokens"), LENGTH),
-    **dict.fromkeys(("num_beams", "num_return_sequences"), whole(1, 2**10)),
-    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "top_k"), whole(0, 2**31 - 1)),
-    **dict.fromkeys(("min_p", "top_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff"), SHARE),
-    **{"assistant_ensemble_weight": SHARE, "watermarking_config": OBJECT},
-    **dict.fromkeys(("temperature", "repetition_penalty", "max_time"), number(1e-6, 1e6)),
-    **dict.fromkeys(("length_penalty", "guidance_scale"), number(-1e6, 1e6)),
-    **dict.fromkeys(("do_sample", "use_cache", "renormalize_logits", "remove_invalid_values"), FLAG),
-    **dict.fromkeys(("output_attentions", "output_hidden_states", "output_logits", "output_scores"), FLAG),
-    **{"return_dict_in_generate": FLAG, "early_stopping": either(FLAG, one_of("never")), "cache_implementation": NAME},
-}
+IMAGE_PROCESSOR = _by_name(
+    {
+        FLAG: "antialias do_convert_rgb do_normalize do_rescale do_resize resize_in_float32",
+        _LAYOUT: "layout",
+        _BLOCKS: "max_crops",
+        _LENGTH: "max_pixels",
+        whole(1, 2**24): "min_pixels",  # smaller images are enlarged to it
+        _PAIR: "overlap_margins",
+        either(_PAIR, one_of(None)): "pooled_grid",
+        OBJECT: "size",
+        _PIXELS: "patch_size pooling_size size.height size.width",
+        one_of(2, 3): "resample",
+        number(1, 1e9): "max_aspect_ratio",
+        either(_FACTOR, number(-1e6, -1e-6)): "rescale_factor",
+        several(number(-1e6, 1e6), 3): "image_mean",
+        several(_FACTOR, 3): "image_std",
+        one_of("JinaVLMImageProcessor"): "image_processor_type",
+        NAME: "processor_class",
+    }
+)
+GENERATION = _by_name(
+    {
+        _COUNT: "bos_token_id pad_token_id min_length min_new_tokens no_repeat_ngram_size top_k",
+        _IDS: "eos_token_id",
+        Kind(_is_list_of_ids, "a list of token ids"): "begin_suppress_tokens suppress_tokens",
+        _LENGTH: "max_length max_new_tokens",
+        _BLOCKS: "num_beams num_return_sequences",
+        _SHARE: "min_p top_p typical_p top_h epsilon_cutoff eta_cutoff assistant_ensemble_weight",
+        _FACTOR: "temperature repetition_penalty max_time",
+        number(-1e6, 1e6): "length_penalty guidance_scale",
+        FLAG: (
+            "do_sample use_cache renormalize_logits remove_invalid_values output_attentions output_hidden_states "
+            "output_logits output_scores return_dict_in_generate"
+        ),
+        either(FLAG, one_of("never")): "early_stopping",
+        NAME: "cache_implementation",
+        OBJECT: "watermarking_config",
+    }
+)
 
 
 def shown(value: Any) -> str:

@@ -104,8 +104,8 @@ def _num_outputs(ours: dict) -> int:
 
 
 def _blocks(indices: list[int], ours: dict) -> list[int]:
-    if not indices or any(not -_num_outputs(ours) <= index < _num_outputs(ours) for index in indices):
-        raise ValueError(f"it must name one or more of {_num_outputs(ours)} outputs")
+    if any(not -_num_outputs(ours) <= index < _num_outputs(ours) for index in indices):
+        raise ValueError(f"there are {_num_outputs(ours)} outputs")
     blocks = [index % _num_outputs(ours) for index in indices]
     if _num_outputs(ours) - 1 in blocks:
         raise ValueError("the output of the final norm cannot be a feature")
@@ -439,7 +439,7 @@ def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: if `always_start_with_space` is not true, or `add_bos_token` neither true nor false.
     """
-    check_settings(settings, {"add_bos_token": FLAG}, "processor_config.")
+    check_settings(settings, {"add_bos_token": FLAG}, "processor_config.", null=False)
     if not {"always_start_with_space", "auto_map"} & settings.keys() or "add_bos_token" in settings:
         return settings
     _read(_PROCESSOR, settings, "processor_config")
