@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
 
 test: $(VENV)/.test
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 # Random images, prompts and faults of checkpoints, other ones every time, for about a quarter of an hour.
 fuzz: $(VENV)/.test

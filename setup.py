@@ -15,7 +15,8 @@ class Unlinked(Distribution):
     def parse_config_files(self, *args, **kwargs):
         super().parse_config_files(*args, **kwargs)
         folders = {name: name.removeprefix("jvlm.") for name in self.packages}
-        self.package_dir = {**folders, "jvlm": "src/jvlm"}
+        folders["jvlm.shipped_model"] = "examples/digits/model"
+        self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli"}
 
 
 if __name__ == "__main__":

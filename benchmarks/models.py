@@ -168,7 +168,7 @@ class Bench:
 
     def text(self, length: int, batch_size: int = 1) -> torch.Tensor:
         """Random text tokens `[batch, length]`."""
-        return torch.randint(2, self.config.suppressed_token_ids[0], (batch_size, length), device=self.device)
+        return torch.randint(2, min(self.config.suppressed_token_ids), (batch_size, length), device=self.device)
 
     def prompt(self, tiles: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Model inputs for one sequence: image tokens, then a random question."""

@@ -1,19 +1,24 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Compares the parameter counts of the default configuration with the labels in figure 1 of arXiv 2512.04032:
+Compares the parameter counts of the default configuration with the labels in figure 1 of arXiv 2512.04032, and prints
+what weights and key-value cache need at inference:
 
     python -m benchmarks.parameters
+    python -m benchmarks.parameters --memory
 
 The parameters are counted on the model itself, built on the meta device.
 """
+
+import argparse
 
 import torch
 from torch import nn
 from transformers import AutoModel
 
-from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration
+from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
 
 
+BYTES = {"float32": 4, "bfloat16": 2}
 LABELS = {"vision tower": "about 400M", "connector": "about 50M", "language model": "1.7B"}
 
 
@@ -66,12 +71,45 @@ def parameters(config: JinaVLMConfig | None = None) -> tuple[dict[str, int], dic
     return counts, notes
 
 
-def main() -> None:
+def memory(config: JinaVLMConfig | None = None) -> list[tuple[str, int, int, int, int]]:
+    """
+    Bytes that inference with one image of the largest grid needs.
+
+    Returns:
+        `list`: dtype, `max_crops`, image tokens, bytes of the weights, and bytes of the key-value cache of the image
+        tokens. Activations come on top.
+    """
+    config = config or JinaVLMConfig()
+    text, needs = config.text_config, []
+    weights = parameters(config)[0]["all"]
+    values_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    geometry = JinaVLMImageProcessor(layout=config.layout).geometry()
+    for dtype, size in BYTES.items():
+        for max_crops in (1, 4, 12):
+            grids = [(rows, cols) for rows in range(1, max_crops + 1) for cols in range(1, max_crops // rows + 1)]
+            num_tokens = max(geometry.num_tokens(grid)[0] for grid in grids)
+            needs.append((dtype, max_crops, num_tokens, weights * size, num_tokens * values_per_token * size))
+    return needs
+
+
+def print_parameters() -> None:
     counts, notes = parameters()
     print("| part | figure | parameters | why |\n|---|---:|---:|---|")
     for part, label in LABELS.items():
         print(f"| {part} | {label} | {counts[part]:,} | {notes[part]} |")
     print(f"| all | | {counts['all']:,} | |")
+
+
+def print_memory() -> None:
+    print("| dtype | `max_crops` | image tokens | weights | cache of the image tokens |\n|---|---:|---:|---:|---:|")
+    for dtype, max_crops, num_tokens, weights, cache in memory():
+        print(f"| {dtype} | {max_crops} | {num_tokens} | {weights / 1e9:.1f} GB | {cache / 1e6:.0f} MB |")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memory", action="store_true", help="print the memory that inference needs")
+    print_memory() if parser.parse_args(argv).memory else print_parameters()
 
 
 if __name__ == "__main__":

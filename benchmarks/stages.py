@@ -9,6 +9,8 @@ from functools import partial
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, DynamicCache, TorchAoConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -29,6 +31,7 @@ IMAGES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"
 BATCHES = ((100, 100), (512, 512), (910, 1176))
 NUM_TILES = 13  # thumbnail and 3 × 4 tiles
 GREEDY = {"do_sample": False}
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
 
 
 def record(
@@ -153,7 +156,7 @@ def decode(bench: Bench) -> list[dict]:
         def generate(model, input_ids=input_ids, cache=cache):
             length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
             mask = torch.ones_like(input_ids)
-            model.generate(input_ids, attention_mask=mask, past_key_values=cache, **GREEDY, **length)
+            model.generate(input_ids, attention_mask=mask, **{CACHE: cache}, **GREEDY, **length)
             cache.crop(context - cache.get_seq_length())
 
         functions = {"JinaVLM": partial(generate, bench.model), "bare Qwen3": partial(generate, bench.decoder)}

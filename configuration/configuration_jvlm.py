@@ -136,7 +136,7 @@ class JinaVLMConfig(PreTrainedConfig):
 
     model_type = "jvlm"
     sub_configs = {"vision_config": SiglipVisionConfig, "text_config": Qwen3Config}
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "image_hidden_states", "image_outputs"]
     # The language model brings its own plan; the vision tower has none and is replicated.
     base_model_tp_plan = {
         "connector.pooling.q_proj": "colwise",
@@ -247,15 +247,38 @@ class JinaVLMConfig(PreTrainedConfig):
 
     @property
     def suppressed_token_ids(self) -> list[int]:
-        """Tokens that are never generated: the image tokens and the unused ids after them."""
-        first = min(
-            self.image_token_id, self.image_start_token_id, self.image_end_token_id, self.image_column_token_id
+        """Ids of the image tokens, sorted. They are never generated."""
+        return sorted(
+            {self.image_token_id, self.image_start_token_id, self.image_end_token_id, self.image_column_token_id}
         )
-        return list(range(first, self.text_config.vocab_size))
+
+    def tokens_to_suppress(self, given: list[int] | None = None) -> list[int]:
+        """
+        `suppress_tokens` of a generation configuration: the `given` ids and the image tokens.
+
+        Version 0.1.0 saved all ids from the first image token to the end of the vocabulary. Such a list bans tokens
+        that were added later, so it is dropped.
+
+        Raises:
+            ValueError: if `given` is no list of integers.
+        """
+        given = [] if given is None else given
+        if not isinstance(given, (list, tuple)) or any(type(token) is not int for token in given):
+            raise ValueError(f"`suppress_tokens` must be a list of token ids, got {str(given)[:100]!r}.")
+        image_tokens = self.suppressed_token_ids
+        first = image_tokens[0]
+        # The placeholder `<|image|>` is an image token too, but no configuration names it.
+        is_longer = len(given) > len(image_tokens) + 1
+        if is_longer and list(given) == list(range(first, first + len(given))):
+            given = []
+        return sorted({*given, *image_tokens})
 
     def validate_architecture(self):
         """Checks fields against each other; `@strict` calls it after `__post_init__`."""
         super().validate_architecture()
+        if (file := getattr(self, "transformers_weights", None)) is not None:
+            # Transformers would load this file instead, even if it is a pickle.
+            raise ValueError(f"`transformers_weights` is {file!r}: remove it, and name the file model.safetensors.")
         check_settings(vars(self), CONFIG)
         vision, text = self.vision_config, self.text_config
         if vision.image_size % vision.patch_size:

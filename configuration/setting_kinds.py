@@ -74,6 +74,10 @@ def _is_dtype(value: Any) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
+def _is_list_of_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_COUNT.allows, value))
+
+
 def _is_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(str(key).isdecimal() for key in value)
 
@@ -182,7 +186,7 @@ GENERATION = _by_name(
     {
         _COUNT: "bos_token_id pad_token_id min_length min_new_tokens no_repeat_ngram_size top_k",
         _IDS: "eos_token_id",
-        either(several(_COUNT), one_of([])): "begin_suppress_tokens suppress_tokens",
+        Kind(_is_list_of_ids, "a list of token ids"): "begin_suppress_tokens suppress_tokens",
         _LENGTH: "max_length max_new_tokens",
         _BLOCKS: "num_beams num_return_sequences",
         _SHARE: "min_p top_p typical_p top_h epsilon_cutoff eta_cutoff assistant_ensemble_weight",

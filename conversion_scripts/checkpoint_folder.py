@@ -1,11 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints on disk: finding, checking and loading them, and output folders that are either complete or absent."""
+"""Checkpoints on disk: finding, checking and loading them."""
 
-import argparse
-import errno
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -13,13 +8,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import safe_open
+from transformers import AutoProcessor, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from ..configuration.checkpoint_files import check_files, listed, name_damaged_file
+from ..configuration.checkpoint_files import check_files, listed, name_damaged_file, read_json, weight_files
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import JinaVLMProcessor
@@ -47,7 +41,7 @@ def local_folder(checkpoint: str | Path) -> Path:
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(str(checkpoint), allow_patterns=CHECKPOINT_FILES))
-        except (OSError, HFValidationError) as error:
+        except Exception as error:  # those of the connection have no common class
             raise OSError(
                 f"{checkpoint} is neither a folder nor a repository on the Hub that can be downloaded: {error}"
             ) from error
@@ -55,12 +49,23 @@ def local_folder(checkpoint: str | Path) -> Path:
     return folder
 
 
+@contextmanager
+def loading(checkpoint: str | Path) -> Iterator[None]:
+    """Raises a `ValueError` that names the checkpoint for the other errors that damaged settings cause."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error}).") from error
+
+
 def read_config_file(folder: Path) -> dict:
     """The content of `config.json`."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
 
 
 def is_published(folder: Path) -> bool:
@@ -68,15 +73,15 @@ def is_published(folder: Path) -> bool:
     return is_published_config(read_config_file(folder).get("text_config"))
 
 
-def weight_files(folder: Path) -> dict[Path, list[str]]:
-    """The safetensors files of a checkpoint, each with the weights that the index assigns to it."""
-    files: dict[Path, list[str]] = {}
-    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text(encoding="utf-8"))
-        for name, filename in index["weight_map"].items():
-            files.setdefault(folder / filename, []).append(name)
-    else:
-        files[folder / SAFE_WEIGHTS_NAME] = []
+def existing_weight_files(folder: Path) -> dict[Path, list[str]]:
+    """
+    The safetensors files of a checkpoint, each with the weights that the index assigns to it.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the index is damaged or refers to files outside of the folder.
+    """
+    files = weight_files(folder)
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(
@@ -95,7 +100,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
         ValueError: if a file is damaged or lacks weights that the index assigns to it.
     """
     shapes = {}
-    for file, names in weight_files(folder).items():
+    for file, names in existing_weight_files(folder).items():
         with name_damaged_file(file.parent), safe_open(file, framework="pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         if absent := set(names) - set(found):
@@ -108,7 +113,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 def read_tensors(folder: Path, names: list[str]) -> dict[str, torch.Tensor]:
     """Tensors of a checkpoint by name, memory-mapped from its files."""
     wanted, tensors = set(names), {}
-    for file in weight_files(folder):
+    for file in existing_weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             tensors.update({name: opened.get_tensor(name) for name in wanted.intersection(opened.keys())})
     return tensors
@@ -206,7 +211,8 @@ def load_config(folder: Path) -> JinaVLMConfig:
     model_type = read_config_file(folder).get("model_type")
     if model_type != JinaVLMConfig.model_type:
         raise ValueError(f"{folder} is a {model_type!r} checkpoint, not one of JinaVLM.")
-    config = JinaVLMConfig.from_pretrained(folder)
+    with loading(folder):
+        config = JinaVLMConfig.from_pretrained(folder)
     _remove_auto_map(config)
     return config
 
@@ -215,22 +221,28 @@ def load_model(folder: Path, dtype: str | None = None) -> JinaVLMForConditionalG
     """Checks and loads a checkpoint in either format. `dtype` defaults to the dtype of its weights."""
     config = load_config(folder)
     check_weights(folder, config)
-    return JinaVLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype or common_dtype(folder))
+    with loading(folder):
+        dtype = dtype or common_dtype(folder)
+        return JinaVLMForConditionalGeneration.from_pretrained(folder, config=config, dtype=dtype)
 
 
-def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
+def load_processor(folder: Path, config: JinaVLMConfig, is_export: bool = False) -> JinaVLMProcessor:
     """
-    Loads a checkpoint's processor, without `auto_map` and without the BOS token in the chat template of exported
-    folders.
+    Loads a checkpoint's processor, by default without what `export_to_hub` adds, see [`remove_export_additions`].
 
     Raises:
-        ValueError: if its tokenizer's special tokens have other ids than in the configuration.
+        ValueError: if it is of another class, or if its tokenizer's special tokens have other ids than in the
+            configuration.
     """
-    processor = JinaVLMProcessor.from_pretrained(folder)
-    for part in (processor, processor.image_processor):
-        _remove_auto_map(part)
-    processor.chat_template = processor.chat_template.removeprefix(BOS_IN_TEMPLATE)
-    processor.tokenizer.init_kwargs.pop("auto_map", None)
+    with loading(folder):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    if not isinstance(processor, JinaVLMProcessor):
+        raise ValueError(
+            f"AutoProcessor finds a {type(processor).__name__} in {folder}. Set `processor_class` in its "
+            "processor_config.json to 'JinaVLMProcessor'."
+        )
+    if not is_export:
+        remove_export_additions(processor)
     check_special_tokens(processor.tokenizer, config.text_config, folder)
     names = ("image_start_token_id", "image_end_token_id", "image_token_id", "image_column_token_id")
     for token, name in zip(IMAGE_TOKENS, names, strict=False):
@@ -246,6 +258,21 @@ def load_processor(folder: Path, config: JinaVLMConfig) -> JinaVLMProcessor:
             f"{config.text_config.vocab_size} embeddings."
         )
     return processor
+
+
+def remove_export_additions(processor: JinaVLMProcessor) -> None:
+    """Removes `auto_map` and the BOS token in the chat template, which only belong into a folder with code."""
+    for part in (processor, processor.image_processor):
+        _remove_auto_map(part)
+    processor.tokenizer.init_kwargs.pop("auto_map", None)
+    edit_chat_template(processor, lambda template: template.removeprefix(BOS_IN_TEMPLATE))
+
+
+def edit_chat_template(processor: JinaVLMProcessor, edit: Callable[[str], str]) -> None:
+    """Applies a function to a processor's chat template, or to each of them if it has several."""
+    given = processor.chat_template
+    is_named = isinstance(given, dict)
+    processor.chat_template = {name: edit(given[name]) for name in given} if is_named else edit(given)
 
 
 def check_special_tokens(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, folder: Path) -> None:
@@ -272,7 +299,8 @@ def generation_config(
     `generation_config.json` in `folder`, if there is one.
     """
     given = folder is not None and (folder / "generation_config.json").is_file()
-    generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
+    with loading(folder or ""):
+        generation = GenerationConfig.from_pretrained(folder) if given else GenerationConfig()
     text = config.text_config
     eos = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     stops = dict.fromkeys(token_id for token_id in (*eos, tokenizer.eos_token_id) if token_id is not None)
@@ -280,64 +308,9 @@ def generation_config(
     bos = text.bos_token_id if text.bos_token_id is not None else tokenizer.bos_token_id
     generation.bos_token_id = bos if bos is not None else tokenizer.eos_token_id
     generation.pad_token_id = text.pad_token_id if text.pad_token_id is not None else tokenizer.pad_token_id
-    generation.suppress_tokens = config.suppressed_token_ids
+    generation.suppress_tokens = config.tokens_to_suppress(generation.suppress_tokens)
     generation._from_model_config = False
     return generation
-
-
-@contextmanager
-def new_folder(output: str | Path, num_bytes: int = 0) -> Iterator[Path]:
-    """
-    A temporary folder that is renamed to `output` when the block ends. If the block raises, the folder is deleted.
-
-    Args:
-        output (`str` or `Path`): must not exist.
-        num_bytes (`int`, *optional*): a lower bound of the space that the output needs.
-
-    Raises:
-        FileExistsError: if `output` exists.
-        OSError: if the disk has less than `num_bytes` of free space, or gets full.
-    """
-    output = Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists already; remove it or choose another output folder.")
-    output.parent.mkdir(parents=True, exist_ok=True)
-
-    def disk_full() -> OSError:
-        free, needed = shutil.disk_usage(output.parent).free / 1e9, num_bytes / 1e9
-        return OSError(
-            errno.ENOSPC,
-            f"{output} needs {needed:.3f} GB, but only {free:.3f} GB are free; make room or choose another disk",
-        )
-
-    if shutil.disk_usage(output.parent).free < num_bytes:
-        raise disk_full()
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
-        folder.mkdir()
-        try:
-            yield folder
-        except (OSError, SafetensorError) as error:
-            # The errors of safetensors have no `errno`; the code is in the message.
-            if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in str(error):
-                raise disk_full() from error
-            raise
-        folder.rename(output)
-
-
-def argument_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for the arguments of a program. Its help shows the description as it is."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=name, description=description, formatter_class=formatter)
-
-
-def run(parser: argparse.ArgumentParser, function: Callable, argv: list[str] | None, status: int = 1):
-    """Calls a function with a program's arguments. Expected errors are printed in one line, without a traceback."""
-    args = parser.parse_args(argv)
-    try:
-        return function(**vars(args))
-    except (OSError, ValueError) as error:
-        parser.exit(status, f"{parser.prog}: error: {error}\n")
 
 
 def _remove_auto_map(part) -> None:

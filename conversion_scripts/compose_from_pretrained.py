@@ -5,8 +5,8 @@ Composes a JinaVLM for training from a SigLIP or SigLIP2 checkpoint and a Qwen3 
 Encoder and decoder keep their weights. The connector is new. Its matrices are initialized from LeCun's normal
 distribution, whose variance is the inverse of the input width, so that features keep their scale. Its biases and the
 embedding of the last tile are zero. The vocabulary is extended by the image tokens and padded to a multiple of 128.
-The new rows of the input and output embeddings are the mean of the old rows plus noise of 2 % of their standard
-deviation.
+The new rows of the input embeddings are the mean of the old rows plus noise of 2 % of their standard deviation. Those
+of an untied output head are zero, as in the published checkpoint: `generate` leaves them out.
 
     python -m jvlm.conversion_scripts.compose_from_pretrained \\
         --vision google/siglip2-so400m-patch14-384 --decoder Qwen/Qwen3-1.7B-Base --output my-jina-vlm
@@ -37,18 +37,18 @@ from ..processing.prompt_format import IMAGE_TOKENS, add_image_tokens
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
-    argument_parser,
     check_special_tokens,
     common_dtype,
     empty_model,
     generation_config,
     listed,
+    loading,
     local_folder,
-    new_folder,
     read_shapes,
-    run,
 )
+from .command_line import argument_parser, run
 from .model_card import write_model_card
+from .output_folder import new_folder
 
 
 logger = logging.get_logger(__name__)
@@ -104,7 +104,8 @@ def compose_from_pretrained(
     output = Path(output)
     vision_folder, decoder_folder = local_folder(vision), local_folder(decoder)
     vision_config, text_config = _vision_config(vision_folder), _text_config(decoder_folder)
-    tokenizer = AutoTokenizer.from_pretrained(decoder_folder)
+    with loading(decoder_folder):
+        tokenizer = AutoTokenizer.from_pretrained(decoder_folder)
     check_special_tokens(tokenizer, text_config, decoder_folder)
     config = _compose_config(
         vision_config, text_config, tokenizer, layout, tile_size, vision_feature_layer, tie_word_embeddings
@@ -135,7 +136,8 @@ def _name(checkpoint: str | Path) -> str:
 
 
 def _vision_config(folder: Path) -> SiglipVisionConfig:
-    config = AutoConfig.from_pretrained(folder)
+    with loading(folder):
+        config = AutoConfig.from_pretrained(folder)
     config = config.vision_config if isinstance(config, SiglipConfig) else config
     if not isinstance(config, SiglipVisionConfig):
         raise ValueError(
@@ -146,7 +148,8 @@ def _vision_config(folder: Path) -> SiglipVisionConfig:
 
 
 def _text_config(folder: Path) -> Qwen3Config:
-    config = AutoConfig.from_pretrained(folder)
+    with loading(folder):
+        config = AutoConfig.from_pretrained(folder)
     if not isinstance(config, Qwen3Config):
         raise ValueError(f"{folder} is a {config.model_type!r} checkpoint; --decoder takes Qwen3.")
     return config
@@ -231,8 +234,9 @@ def _compose_processor(config: JinaVLMConfig, vision_folder: Path, tokenizer) ->
     margin = round(patches * 4 / 27)
     settings = {}
     if (vision_folder / "preprocessor_config.json").is_file():
-        given, _ = JinaVLMImageProcessor.get_image_processor_dict(vision_folder)
-        settings = {name: given[name] for name in ("image_mean", "image_std") if name in given}
+        with loading(vision_folder):
+            given, _ = JinaVLMImageProcessor.get_image_processor_dict(vision_folder)
+            settings = {name: given[name] for name in ("image_mean", "image_std") if name in given}
     stitched = config.layout == "stitched"
     image_processor = JinaVLMImageProcessor(
         layout=config.layout,
@@ -250,14 +254,15 @@ def _compose_processor(config: JinaVLMConfig, vision_folder: Path, tokenizer) ->
 def _load_part(model_class: type[PreTrainedModel], folder: Path, config, dtype: str) -> PreTrainedModel:
     """Loads a source and raises an error for missing weights, which Transformers would initialize."""
     read_shapes(folder)
-    model, info = model_class.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
+    with loading(folder):
+        model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     for name, found, expected in sorted(info["mismatched_keys"]):
         raise ValueError(
             f"{name} in {folder} has the shape {list(found)}, but its config.json requires {list(expected)}."
@@ -297,7 +302,7 @@ def _text_weights(folder: Path, config: JinaVLMConfig, dtype: str) -> dict:
     weights["model.language_model.embed_tokens.weight"] = weights["lm_head.weight"] = table
     if not config.tie_word_embeddings:
         head = decoder.get_output_embeddings().weight.detach()
-        weights["lm_head.weight"] = _with_new_rows(head, config.text_config.vocab_size)
+        weights["lm_head.weight"] = torch.cat([head, head.new_zeros(len(table) - len(head), head.shape[1])])
     return weights
 
 

@@ -18,34 +18,37 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
+from ..configuration.checkpoint_files import listed
 from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..processing.prompt_format import IMAGE_TOKENS
 from ..published_format.published_schema import (
     NUM_ADDITIONAL_TOKENS,
     write_config,
     write_image_processor,
     write_processor,
 )
+from ..published_format.published_template import write_template
 from .checkpoint_folder import (
     DTYPES,
     MAX_SHARD_SIZE,
-    argument_parser,
     generation_config,
     is_published,
     load_config,
     load_model,
     load_processor,
     local_folder,
-    new_folder,
     published_bias_shapes,
     read_shapes,
     read_tensors,
-    run,
     to_published_weights,
     unused_published_shapes,
 )
+from .command_line import argument_parser, run
 from .model_card import write_model_card
+from .output_folder import new_folder
 
 
 LICENCE = "The weights are those of `jinaai/jina-vlm` or derived from them: CC BY-NC 4.0, no commercial use."
@@ -120,6 +123,7 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
     config = load_config(checkpoint)
     _check_image_tokens(config)
     processor = load_processor(checkpoint, config)
+    _check_added_tokens(config, processor.tokenizer)
     files = {
         "config.json": write_config(config),
         "preprocessor_config.json": write_image_processor(processor.image_processor, config),
@@ -135,6 +139,7 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
 
     with new_folder(output, sum(tensor.numel() for tensor in weights.values()) * target.itemsize) as folder:
         _save_weights(weights, folder, target)
+        processor.chat_template = write_template(processor.chat_template)
         processor.save_pretrained(folder)
         _make_tokenizer_portable(folder / "tokenizer_config.json")
         if source is not None:
@@ -142,7 +147,9 @@ def _to_published(checkpoint: Path, output: Path, dtype: str | None, source: Pat
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         generation = generation_config(config, processor.tokenizer, checkpoint)
-        generation.suppress_tokens = None  # the published head has no rows for image tokens
+        # The published head has no rows for image tokens, so what is left are the user's own ids.
+        is_row = range(config.image_start_token_id)
+        generation.suppress_tokens = [token for token in generation.suppress_tokens if token in is_row] or None
         generation.save_pretrained(folder)
         licence = "The weights keep the licence of the checkpoint they come from."
         write_model_card(folder, checkpoint, output.name, "A JinaVLM in the format of `jinaai/jina-vlm`.", licence)
@@ -159,6 +166,16 @@ def _check_image_tokens(config: JinaVLMConfig) -> None:
         raise ValueError(
             f"`config.image_start_token_id` is {config.image_start_token_id}, but must be {first}: in the published "
             f"format the image tokens are the first of {NUM_ADDITIONAL_TOKENS} tokens after the vocabulary."
+        )
+
+
+def _check_added_tokens(config: JinaVLMConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    first, known = config.image_start_token_id, {*IMAGE_TOKENS, "<im_slice>"}
+    added = [token for token, token_id in tokenizer.get_vocab().items() if token_id >= first and token not in known]
+    if added:
+        raise ValueError(
+            f"The tokenizer's {listed(added)} come after the vocabulary, where the published format has image tokens "
+            "only: its output head could not generate them. Keep this checkpoint in Transformers' format."
         )
 
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
@@ -22,16 +23,16 @@ from ..processing.processing_jvlm import JinaVLMProcessor
 from .checkpoint_folder import (
     BOS_IN_TEMPLATE,
     MAX_SHARD_SIZE,
-    argument_parser,
+    edit_chat_template,
     generation_config,
     load_config,
     load_model,
     load_processor,
     local_folder,
-    new_folder,
-    run,
 )
+from .command_line import argument_parser, run
 from .model_card import write_model_card
+from .output_folder import new_folder
 
 
 CLASSES = {
@@ -52,25 +53,31 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
 
     Args:
         checkpoint (`str` or `Path`): folder or Hub id of a checkpoint in either format.
-        output (`str` or `Path`): folder to create.
+        output (`str` or `Path`): folder to create. With `push`, it may exist if it holds the same files, so that the
+            upload can be repeated. Its model card is kept.
         push (`str`, *optional*): repository on the Hub to upload to. It is created if it does not exist.
 
     Returns:
         `Path`: `output`.
 
     Raises:
-        ValueError: if the checkpoint is incomplete, damaged or inconsistent.
-        FileExistsError: if `output` exists.
+        ValueError: if the checkpoint is incomplete, damaged or inconsistent, or if `push` cannot be the name of a
+            repository.
+        FileExistsError: if `output` exists, and without `push` or with other files.
+        OSError: if the upload fails. `output` is complete then, and the same call repeats the upload.
     """
+    if push is not None:
+        validate_repo_id(push)
     output, source = Path(output), local_folder(checkpoint)
     processor = load_processor(source, load_config(source))
     if processor.add_bos_token:
         # Engines such as vLLM tokenize the output of the template, without the BOS token that the processor adds.
-        processor.chat_template = BOS_IN_TEMPLATE + processor.chat_template
+        edit_chat_template(processor, lambda template: BOS_IN_TEMPLATE + template)
     model = load_model(source)
     model.config.auto_map = _auto_map(lambda name: name == "AutoConfig" or name.startswith("AutoModel"))
     model.generation_config = generation_config(model.config, processor.tokenizer, source)
-    with new_folder(output, model.num_parameters() * model.dtype.itemsize) as folder:
+    num_bytes = model.num_parameters() * model.dtype.itemsize
+    with new_folder(output, num_bytes, may_exist=push is not None) as folder:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         processor.save_pretrained(folder)
         _add_processor_auto_map(folder / "processor_config.json")
@@ -79,9 +86,15 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
         licence = "The licence of the code is Apache-2.0. The weights keep the licence of their source."
         write_model_card(folder, source, push or output.name, "A JinaVLM with its own code.", licence)
     if push is not None:
-        api = HfApi()
-        repository = api.create_repo(push, exist_ok=True).repo_id
-        api.upload_folder(repo_id=repository, folder_path=output, commit_message="Upload JinaVLM")
+        try:
+            api = HfApi()
+            repository = api.create_repo(push, exist_ok=True).repo_id
+            api.upload_folder(repo_id=repository, folder_path=output, commit_message="Upload JinaVLM")
+        except Exception as error:  # those of the connection have no common class
+            raise OSError(
+                f"{output} is complete, but its upload to {push} failed ({error}). Repeat the same command to upload "
+                "it again."
+            ) from error
     return output
 
 

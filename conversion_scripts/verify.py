@@ -7,31 +7,52 @@ effect on this input. The exit status is 0 if they are equal, 1 if they differ, 
     python -m jvlm.conversion_scripts.verify jinaai/jina-vlm my-copy --dtype float32 --image photo.jpg
 """
 
+import hashlib
 import json
 import sys
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import PIL.Image
 import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 
+from ..configuration.checkpoint_files import read_json
+from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.processing_jvlm import JinaVLMProcessor
-from ..published_format.published_schema import by_path
-from .checkpoint_folder import DTYPES, argument_parser, listed, load_model, load_processor, local_folder, run
+from .checkpoint_folder import (
+    DTYPES,
+    is_published,
+    listed,
+    load_config,
+    load_model,
+    load_processor,
+    local_folder,
+    read_config_file,
+    remove_export_additions,
+)
+from .command_line import argument_parser, run
 
 
+FILES_WITH_AUTO_MAP = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 PROMPT = "What is in this image?"
 NUM_GREEDY_TOKENS = 8
-TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map")
 # Largest difference that rounding can cause, relative to the root mean square of a stage.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# Where a checkpoint comes from and which version saved it. They have no effect.
+WITHOUT_EFFECT = {"_from_model_config", "_name_or_path", "transformers_version"}
+_TOKENIZER_PROPERTIES = ("added_tokens_decoder", "all_special_tokens", "pad_token_type_id", "special_tokens_map")
+# Attributes and arguments of tokenizers that other entries contain, or that say where they come from or what they did.
+_OTHERS = {"added_tokens_decoder", "auto_map", "chat_template", "init_inputs", "init_kwargs"}
+_OTHERS |= {"deprecation_warnings", "files_loaded", "is_local", "local_files_only", "name_or_path", "verbose"}
+_OTHERS |= {*_TOKENIZER_PROPERTIES}
 
 
 @dataclass
@@ -76,28 +97,74 @@ def verify(
 
     Returns:
         `list[Stage]`: pixels, prompt tokens, vision features, connector, logits, greedy tokens, weights, settings, in
-        this order. Weights are left out if the dtypes differ.
+        this order. Weights are compared in the dtype in which they are stored.
 
     Raises:
-        OSError, ValueError: if a checkpoint or an image cannot be loaded.
+        ValueError: if they cannot be compared. The message names the checkpoint or the image.
     """
-    images = [load_image(image) for image in image or [_generated_image()]]
-    first, second = (_run(checkpoint, dtype, images, prompt) for checkpoint in (a, b))
-    relative = max(TOLERANCES[first.dtype], TOLERANCES[second.dtype])
-    stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
-    if first.dtype == second.dtype:
-        stages.append(_compare_entries("weights", first.checksums, second.checksums))
-    return [*stages, _compare_entries("settings", first.settings, second.settings)]
+    images = []
+    for each in image or [_generated_image()]:
+        with _cannot_compare(f"the image {each}"):
+            images.append(load_image(each))
+    return compare(*(examine(checkpoint, dtype, images, prompt) for checkpoint in (a, b)))
 
 
 @dataclass
-class _Checkpoint:
-    """The output of every stage, the checksum of every weight (0 for zeros) and the value of every setting."""
+class Findings:
+    """
+    What `verify` compares.
 
+    Args:
+        checkpoint (`str` or `Path`): the checkpoint.
+        format (`tuple[bool, bool]`): whether it is in the published format, and whether it has code of its own.
+        dtype (`torch.dtype`): the dtype of the computation.
+        outputs (`dict[str, torch.Tensor]`): the output of every stage.
+        weights (`dict[str, str]`): the digest of every weight.
+        settings (`dict[str, str]`): the JSON text of every setting.
+        format_settings (`dict[str, str]`): further settings, which `convert_release` and `export_to_hub` change. They
+            are compared if the formats are equal.
+    """
+
+    checkpoint: str | Path
+    format: tuple[bool, bool]
     dtype: torch.dtype
     outputs: dict[str, torch.Tensor]
-    checksums: dict[str, int]
-    settings: dict[str, Any]
+    weights: dict[str, str]
+    settings: dict[str, str]
+    format_settings: dict[str, str]
+
+
+def examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
+    """
+    Runs a checkpoint and reads its weights and settings. See [`verify`] for the arguments.
+
+    Raises:
+        ValueError: if that fails for any reason.
+    """
+    with _cannot_compare(checkpoint):
+        return _examine(checkpoint, dtype, images, prompt)
+
+
+def compare(first: Findings, second: Findings) -> list[Stage]:
+    """The comparison of two checkpoints, see [`verify`]."""
+    with _cannot_compare(f"{first.checkpoint} and {second.checkpoint}"):
+        relative = max(TOLERANCES.get(findings.dtype, 0) for findings in (first, second))
+        stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
+        stages.append(_compare_entries("weights", first.weights, second.weights))
+        settings = [first.settings, second.settings]
+        if first.format == second.format:
+            settings = [first.settings | first.format_settings, second.settings | second.format_settings]
+        return [*stages, _compare_entries("settings", *settings)]
+
+
+@contextmanager
+def _cannot_compare(name: Any) -> Iterator[None]:
+    """Damaged files cause errors of many classes, in the libraries that read them."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(f"{name} cannot be compared: {kind}{error}") from error
 
 
 def _generated_image() -> PIL.Image.Image:
@@ -107,19 +174,29 @@ def _generated_image() -> PIL.Image.Image:
 
 
 @torch.inference_mode()
-def _run(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> _Checkpoint:
+def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
     folder = local_folder(checkpoint)
-    model = load_model(folder, dtype).eval()
-    processor = load_processor(folder, model.config)
+    config, model = load_config(folder), load_model(folder)
+    weights = {name: _digest(weight) for name, weight in model.state_dict().items()}
+    # Users get the dtype of the configuration.
+    default_dtype = config.dtype or load_model(folder, "auto").dtype
+    wanted = getattr(torch, dtype) if dtype else default_dtype
+    if model.dtype != wanted:
+        del model
+        model = load_model(folder, str(wanted).removeprefix("torch."))
+    model.eval()
+    processor = load_processor(folder, config, is_export=True)
+    format_settings = dict(_entries(_format_settings(folder, config, model, processor)))
+    remove_export_additions(processor)
+    settings = dict(_entries(_settings(config, default_dtype, model, processor)))
     content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": prompt}]
-    chat = [{"role": "user", "content": content}]
-    try:
-        settings = _settings(model, processor)
-        inputs = processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"The chat template of {checkpoint} is invalid: {error}") from error
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
     features = model.get_image_features(
         inputs["pixel_values"], image_token_positions=inputs["image_token_positions"], return_dict=True
     )
@@ -132,50 +209,93 @@ def _run(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image
         "logits": model(**inputs).logits,
         "greedy tokens": greedy[0, inputs["input_ids"].shape[1] :],
     }
-    checksums = {name: _checksum(weight) for name, weight in model.state_dict().items()}
-    return _Checkpoint(model.dtype, outputs, checksums, settings)
+    format = is_published(folder), "auto_map" in read_config_file(folder)
+    return Findings(checkpoint, format, model.dtype, outputs, weights, settings, format_settings)
 
 
-def _checksum(weight: torch.Tensor) -> int:
-    return zlib.crc32(weight.contiguous().view(torch.uint8).numpy().data) if weight.any() else 0
+def _digest(weight: torch.Tensor) -> str:
+    """Dtype, shape and SHA-256. So two full-size models need not be in memory at once."""
+    content = weight.contiguous().flatten().view(torch.uint8).numpy()
+    return f"{weight.dtype} {list(weight.shape)} {hashlib.sha256(content.data).hexdigest()}"
 
 
-def _settings(model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor) -> dict[str, Any]:
-    """All settings by path, except those without effect."""
-    tokenizer = processor.tokenizer
+def _settings(
+    config: JinaVLMConfig,
+    default_dtype: torch.dtype,
+    model: JinaVLMForConditionalGeneration,
+    processor: JinaVLMProcessor,
+) -> dict[str, Any]:
+    """The settings that all formats have."""
+    image_processor, tokenizer = processor.image_processor, processor.tokenizer
     generation = model.generation_config.to_dict()
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # files may omit them, as the tokenizer has them
-        given = (generation.pop(name), getattr(tokenizer, name), tokenizer.eos_token_id)
-        generation[name.replace("_id", "")] = next((token_id for token_id in given if token_id is not None), None)
-    # Padding and truncation depend on the last call.
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-    groups = {
-        "config": model.config.to_dict(),
+    for name in TOKEN_IDS:  # files may omit them, as the tokenizer has them
+        given = (generation[name], getattr(tokenizer, name), tokenizer.eos_token_id)
+        generation[name] = next((token_id for token_id in given if token_id is not None), None)
+    configs = {"config": config, "text_config": config.text_config, "vision_config": config.vision_config}
+    settings = config.to_dict()
+    for part in (settings, settings["text_config"], settings["vision_config"]):
+        part.pop("dtype", None)
+    return {
+        "dtype": default_dtype,
+        "config": settings,
+        "attn_implementation": {name: part._attn_implementation for name, part in configs.items()},
         "generation_config": generation,
-        "image_processor": processor.image_processor.to_dict(),
-        "processor": {"add_bos_token": processor.add_bos_token},
-        "chat_template": {role: _render(processor, role) for role in ("system", "user", "assistant")},
-        "tokenizer": {name: getattr(tokenizer, name) for name in TOKENIZER_SETTINGS},
-        "tokenizer.backend": {
-            name: json.dumps(part) for name, part in backend.items() if name not in ("padding", "truncation")
+        "image_processor": {**image_processor.to_dict(), "model_input_names": image_processor.model_input_names},
+        "processor": {
+            **{name: value for name, value in processor.to_dict().items() if name != "image_processor"},
+            "model_input_names": processor.model_input_names,
         },
+        "chat_template": processor.chat_template,
+        "tokenizer": {
+            "class": type(tokenizer).__name__,
+            **{name: value for name, value in vars(tokenizer).items() if name[0] != "_" and name not in _OTHERS},
+            # Processors take them as defaults for their own arguments.
+            "init_kwargs": {name: value for name, value in tokenizer.init_kwargs.items() if name not in _OTHERS},
+            **{name: getattr(tokenizer, name) for name in _TOKENIZER_PROPERTIES},
+        },
+        "tokenizer.backend": _backend(tokenizer),
     }
-    return dict(by_path(groups))
 
 
-def _render(processor: JinaVLMProcessor, role: str) -> list[str]:
-    """The chat template's output for messages with text and with parts, with and without a generation prompt."""
-    contents = ["a", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]]
-    if role != "assistant":
-        contents.append([{"type": "text", "text": "a"}, {"type": "image"}, {"type": "text", "text": "b"}])
-    messages = [{"role": role, "content": content} for content in contents]
-    chats = [[message] for message in messages] + [messages]
-    return [processor.apply_chat_template(chat, add_generation_prompt=add) for chat in chats for add in (False, True)]
+def _format_settings(
+    folder: Path, config: JinaVLMConfig, model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor
+) -> dict[str, Any]:
+    """The settings that depend on the format. Their names differ from those of `_settings`."""
+    files = [folder / name for name in FILES_WITH_AUTO_MAP]
+    texts = {file.name: read_json(file) for file in files if file.is_file()}
+    texts["image_processor"] = texts.get("processor_config.json", {}).get("image_processor") or {}
+    auto_maps = {name: text["auto_map"] for name, text in texts.items() if "auto_map" in text}
+    code = folder.rglob("*.py") if auto_maps else []
+    return {
+        "auto_map": auto_maps,
+        "code": {str(file.relative_to(folder)): file.read_text("utf-8") for file in code},
+        "config.dtype": [part.dtype for part in (config, config.text_config, config.vision_config)],
+        "generation_config.token_ids": {name: getattr(model.generation_config, name) for name in TOKEN_IDS},
+        "chat_template.with_bos_token": processor.chat_template,
+        "tokenizer.chat_template": processor.tokenizer.chat_template,
+        "tokenizer.before_image_tokens": _backend(AutoTokenizer.from_pretrained(folder, trust_remote_code=False)),
+    }
 
 
-def _compare_entries(name: str, a: dict[str, Any], b: dict[str, Any]) -> Stage:
-    """An entry that is missing is equal to zero and to `None`."""
-    differing = [entry for entry in a.keys() | b.keys() if (a.get(entry) or None) != (b.get(entry) or None)]
+def _backend(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The parts of a tokenizer, without padding and truncation, which every call sets."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {"vocab": tokenizer.get_vocab()}
+    parts = {name: part for name, part in parts.items() if name not in ("padding", "truncation")}
+    return {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+
+
+def _entries(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Path and JSON text of all nested settings that are given."""
+    if isinstance(value, dict) and value:
+        for name, part in value.items():
+            if name not in WITHOUT_EFFECT:
+                yield from _entries(part, f"{path}.{name}".removeprefix("."))
+    elif value is not None:
+        yield path, json.dumps(value, sort_keys=True, default=repr)
+
+
+def _compare_entries(name: str, a: dict[str, str], b: dict[str, str]) -> Stage:
+    differing = [entry for entry in a.keys() | b.keys() if a.get(entry) != b.get(entry)]
     return Stage(name, len(differing), 0, note=listed(differing))
 
 
@@ -185,9 +305,9 @@ def _compare(name: str, a: torch.Tensor, b: torch.Tensor, relative: float) -> St
     if not a.is_floating_point():
         return Stage(name, float((a != b).sum()), 0)
     a, b = a.float(), b.float()
-    # NaN is different from every value.
-    difference = (a - b).abs().nan_to_num(nan=float("inf")).max().item()
-    return Stage(name, difference, relative * a.square().mean().sqrt().item())
+    is_same = (a == b) | (a.isnan() & b.isnan())
+    difference = (a - b).abs().masked_fill(is_same, 0).nan_to_num(nan=float("inf")).max().item()
+    return Stage(name, difference, relative * a[a.isfinite()].square().mean().sqrt().nan_to_num().item())
 
 
 def format_table(stages: list[Stage]) -> str:

@@ -3,6 +3,7 @@
 Estimates the memory per GPU that fine-tuning needs. Requires neither a GPU nor weights:
 
     python -m examples.memory [--model_name_or_path my-jina-vlm] [--strategy fsdp2] [--gpus 8]
+    python -m examples.memory --strategy one --recipe full frozen_tower lora qlora
 
 The model, by default the full-size one, is built and run on tensors without storage. Weights, gradients and Adam
 states are computed from the number of parameters, by the printed formulas. Activations are counted when autograd saves
@@ -13,27 +14,35 @@ of padded rows.
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import product
 
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from examples.finetune import ModelArguments, lora
 from jvlm import JinaVLMConfig
+from jvlm.training.finetune import ADAPTER_RECIPES, ModelArguments, add_adapters
 
 
 GIB = 2**30
 STRATEGIES = {
     "one": "One GPU, --bf16: P × (4 weights + 4 gradients + 8 Adam) bytes.",
-    "lora": "LoRA on each GPU, --dtype bfloat16 --bf16: P × 2 bytes, and (4 weights + 4 gradients + 8 Adam) bytes for "
-    "each trained parameter.",
     "ddp": "DDP, --bf16: P × (4 weights + 8 gradients + 8 Adam) bytes; each gradient is also stored in a bucket.",
     "fsdp2": "FSDP2, bf16: P × (4 weights + 4 gradients + 8 Adam) bytes / GPUs; the two largest units (blocks, "
     "embeddings, output head) are unsharded, with weights and gradients of 2 bytes each.",
     "deepspeed_zero3": "ZeRO-3, bf16: P × (2 + 4 weights + 2 gradients + 8 Adam) bytes / GPUs; up to 1e9 weights "
     "(stage3_max_live_parameters) are unsharded, 2 bytes each.",
 }
+# Recipes of `jvlm.training.finetune`, with one GPU or DDP. With the other strategies, all weights are trained.
+RECIPE_NOTES = {
+    "full": "all weights are trained.",
+    "frozen_tower": "the tower has no gradients, no Adam states, and keeps no activations.",
+    "lora": "P × 2 bytes, and those of the strategy for each trained parameter: adapters and connector.",
+    "dora": "as lora; what it keeps for the norms of the weights is not counted.",
+    "qlora": "as lora, but the linear layers of tower and language model take 0.52 bytes per weight (nf4).",
+}
+NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # 4 bits, and a scale of 8 bits per block, in blocks of 256
 
 
 def count(*modules: nn.Module) -> int:
@@ -101,11 +110,48 @@ def activations(model: nn.Module, batch_size: int, tiles: int, length: int) -> d
     return kept
 
 
+def build(config: JinaVLMConfig, recipe: str, dtype: str) -> nn.Module:
+    """The model on the meta device, with the trainable parameters of a recipe."""
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        if recipe in ADAPTER_RECIPES:
+            return add_adapters(model, ModelArguments(model_name_or_path="", recipe=recipe))
+    if recipe == "frozen_tower":
+        model.model.vision_tower.requires_grad_(False)
+    return model
+
+
+def quantized_bytes_saved(model: nn.Module) -> float:
+    """What storing the linear layers of tower and language model in 4 bits saves."""
+    parts = (model.model.vision_tower, model.model.language_model)
+    layers = [module for part in parts for module in part.modules() if isinstance(module, nn.Linear)]
+    adapters = {id(module) for part in parts for n, module in part.named_modules() if ".lora_" in n}
+    return sum((2 - NF4_BYTES) * layer.weight.numel() for layer in layers if id(layer) not in adapters)
+
+
 def estimate(
-    config: JinaVLMConfig, strategy: str, gpus: int = 8, batch_size: int = 1, tiles: int = 13, length: int = 2400
+    config: JinaVLMConfig,
+    strategy: str,
+    gpus: int = 8,
+    batch_size: int = 1,
+    tiles: int = 13,
+    length: int = 2400,
+    recipe: str = "full",
+    adam_bytes: int = 8,
 ) -> dict[str, float]:
     """
     Estimates the bytes per GPU.
+
+    Args:
+        config ([`JinaVLMConfig`]): the model.
+        strategy (`str`): a key of `STRATEGIES`.
+        gpus (`int`): number of GPUs that a sharded strategy shards over.
+        batch_size, tiles, length (`int`): rows per GPU and step, tiles per row, thumbnails included, tokens per row.
+        recipe (`str`): a key of `RECIPE_NOTES`.
+        adam_bytes (`int`): bytes of the Adam states per trained parameter: 8, or 2 with 8-bit Adam.
+
+    Raises:
+        ValueError: if the recipe is estimated with one GPU or DDP only.
 
     Returns:
         `dict[str, float]`: bytes of `weights`, `gradients`, `adam` states, `unsharded` weights and gradients,
@@ -113,10 +159,10 @@ def estimate(
         peak of the backward pass.
     """
     is_sharded = strategy in ("fsdp2", "deepspeed_zero3")
-    with torch.device("meta"):
-        dtype = "bfloat16" if is_sharded or strategy == "lora" else "float32"
-        base = AutoModelForImageTextToText.from_config(config, dtype=dtype)
-        model = lora(base, ModelArguments(model_name_or_path="")) if strategy == "lora" else base
+    if is_sharded and recipe != "full":
+        raise ValueError(f"The recipe {recipe} is estimated with the strategies one and ddp, not with {strategy}.")
+    model = build(config, recipe, "bfloat16" if is_sharded or recipe in ADAPTER_RECIPES else "float32")
+    base = model.get_base_model() if recipe in ADAPTER_RECIPES else model
     with FakeTensorMode(allow_non_fake_inputs=True):
         without_storage(model.train())
         kept = activations(base, batch_size, tiles, length)
@@ -126,7 +172,7 @@ def estimate(
 
     total, unsharded = count(model), 0
     if is_sharded:
-        weights, gradients, adam = (4, 4, 8) if strategy == "fsdp2" else (6, 2, 8)
+        weights, gradients, adam = (4, 4, adam_bytes) if strategy == "fsdp2" else (6, 2, adam_bytes)
         weights, gradients, adam = (total * size / gpus for size in (weights, gradients, adam))
         if strategy == "fsdp2":
             blocks = [*base.model.vision_tower.encoder.layers, *base.model.language_model.layers]
@@ -136,8 +182,9 @@ def estimate(
             unsharded = 2 * min(total, int(1e9))
     else:
         weights = sum(parameter.nbytes for parameter in model.parameters())
+        weights -= quantized_bytes_saved(base) if recipe == "qlora" else 0
         gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        adam = 2 * gradients
+        adam = adam_bytes / 4 * gradients
         gradients *= 2 if strategy == "ddp" else 1
 
     # The backward pass first holds the gradient of the logits, later the activations of one recomputed block. Autocast
@@ -163,6 +210,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Estimates the memory per GPU that fine-tuning needs.")
     parser.add_argument("--model_name_or_path", help="checkpoint; by default the full-size model")
     parser.add_argument("--strategy", choices=STRATEGIES, nargs="+", default=list(STRATEGIES))
+    parser.add_argument("--recipe", choices=RECIPE_NOTES, nargs="+", default=["full"], help="what is trained")
+    parser.add_argument("--adam_8bit", action="store_true", help="Adam states of 8 bits, --optim adamw_8bit")
     parser.add_argument("--gpus", type=int, default=8, help="number of GPUs that fsdp2 and deepspeed_zero3 shard over")
     parser.add_argument("--batch_size", type=int, default=1, help="rows per GPU and step")
     parser.add_argument("--tiles", type=int, default=13, help="tiles per row, thumbnails included")
@@ -180,16 +229,19 @@ def main(argv: list[str] | None = None) -> None:
         "per row; GiB per GPU; activations* and total* are with gradient checkpointing\n"
     )
     columns = ("weights", "gradients", "Adam", "unsharded", "activations", "activations*", "total", "total*")
-    print(f"| strategy | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
-    for strategy in args.strategy:
+    adam_bytes = 2 if args.adam_8bit else 8
+    print(f"| strategy | recipe | {' | '.join(columns)} |\n|---|---|{'---:|' * len(columns)}")
+    for strategy, recipe in product(args.strategy, args.recipe):
         *states, plain, checkpointed = estimate(
-            config, strategy, args.gpus, args.batch_size, args.tiles, args.length
+            config, strategy, args.gpus, args.batch_size, args.tiles, args.length, recipe, adam_bytes
         ).values()
         numbers = [*states, plain, checkpointed, sum(states) + plain, sum(states) + checkpointed]
-        print(f"| {strategy} | {' | '.join(f'{number / GIB:.1f}' for number in numbers)} |")
+        print(f"| {strategy} | {recipe} | {' | '.join(f'{number / GIB:.1f}' for number in numbers)} |", flush=True)
     print()
     for strategy in args.strategy:
         print(f"- {STRATEGIES[strategy]}")
+    for recipe in args.recipe:
+        print(f"- {recipe}: {RECIPE_NOTES[recipe]}")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,12 @@ class ImagePlan(ModelOutput):
     num_tokens: tuple[int, ...] | None = None
     positions_shape: tuple[int, int] | None = None
 
+    def split(self, image_features: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """The features `(image_tokens, hidden_size)` of every image; of all images together in a traced plan."""
+        if self.num_tokens is None:
+            return image_features
+        return image_features[: sum(self.num_tokens)].split(self.num_tokens) if self.num_tokens else ()
+
 
 def check_positions(image_token_positions: Any) -> torch.Tensor:
     """`image_token_positions`, if it is a tensor of integers with two axes; else a `ValueError`."""

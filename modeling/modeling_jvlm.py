@@ -13,6 +13,8 @@
 # limitations under the License.
 """JinaVLM: SigLIP2 vision tower, attention-pooling connector, Qwen3 language model."""
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,9 +51,13 @@ class JinaVLMModelOutputWithPast(BaseModelOutputWithPast):
     r"""
     image_hidden_states (`torch.Tensor` of shape `(image_tokens, hidden_size)`, *optional*):
         Image features in sequence order, as the connector or the given `mm_encoder_outputs` has them.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        `pooler_output` as [`~JinaVLMModel.get_image_features`] returns it and, on request, hidden states and
+        attentions of the vision tower; or the given `mm_encoder_outputs`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 @auto_docstring(custom_intro="Outputs of the JinaVLM model with its head, with the image features it used.")
@@ -60,9 +66,13 @@ class JinaVLMCausalLMOutputWithPast(CausalLMOutputWithPast):
     r"""
     image_hidden_states (`torch.Tensor` of shape `(image_tokens, hidden_size)`, *optional*):
         Image features in sequence order, as the connector or the given `mm_encoder_outputs` has them.
+    image_outputs (`BaseModelOutputWithPooling`, *optional*):
+        `pooler_output` as [`~JinaVLMModel.get_image_features`] returns it and, on request, hidden states and
+        attentions of the vision tower; or the given `mm_encoder_outputs`.
     """
 
     image_hidden_states: torch.Tensor | None = None
+    image_outputs: BaseModelOutputWithPooling | None = None
 
 
 class JinaVLMAttentionPooling(nn.Module):
@@ -200,7 +210,7 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
                 and misshapen weights are returned instead.
         """
         folder = os.path.join(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
-        check_folder(folder, needs_config=kwargs.get("config") is None)
+        check_folder(pretrained_model_name_or_path, kwargs)
         check_config_files(folder, "config.json", "generation_config.json")
         kwargs.setdefault("use_safetensors", True)  # never fall back to a pickle
         is_strict = pretrained_model_name_or_path is not None and not output_loading_info
@@ -228,9 +238,10 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
         if self.can_generate():
             generation, text_config = self.generation_config, self.config.text_config
             defaults = {name: getattr(text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-            for name, value in {"suppress_tokens": self.config.suppressed_token_ids, **defaults}.items():
+            for name, value in defaults.items():
                 if getattr(generation, name) is None:
                     setattr(generation, name, value)
+            generation.suppress_tokens = self.config.tokens_to_suppress(generation.suppress_tokens)
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
         r"""
@@ -292,11 +303,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             image_plan = plan_images(check_positions(image_token_positions))
         outputs = self._encode_images(pixel_values, image_plan, **kwargs)
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
-        image_features = outputs.pooler_output + self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
-        num_tokens = image_plan.num_tokens
-        if num_tokens is not None:
-            image_features = image_features[: sum(num_tokens)].split(num_tokens) if num_tokens else ()
-        outputs.pooler_output = image_features
+        embedding = self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
+        outputs.pooler_output = image_plan.split(outputs.pooler_output + embedding)
         return outputs
 
     def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
@@ -305,7 +313,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         # Only the hidden states of the blocks in use are kept, or on request all of them, the embeddings first.
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
         layers = [block + (1 if keep_all else _FIRST_BLOCK) for block in self.config.vision_feature_layer]
-        tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
+        # A frozen tower needs no backward pass, which gradient checkpointing would run to reach its hooked embeddings.
+        is_trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+        with contextlib.nullcontext() if is_trained else torch.no_grad():
+            tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
         features = torch.cat([tower_outputs.hidden_states[layer] for layer in layers], dim=-1)
         outputs = BaseModelOutputWithPooling(
             hidden_states=tower_outputs.hidden_states if keep_all else None, attentions=tower_outputs.attentions
@@ -359,6 +370,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        pixel_attention_mask: torch.LongTensor | None = None,
+        spatial_shapes: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JinaVLMModelOutputWithPast:
         r"""
@@ -370,7 +383,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        pixel_attention_mask (`torch.LongTensor` of shape `(tiles, pooled_cells)`, *optional*):
+            `image_token_positions` under a name that TRL passes on, see `jvlm.training.processor_for_trl`.
+        spatial_shapes (`torch.LongTensor` of shape `(tiles, 2)`, *optional*):
+            Not used; TRL passes it on with `pixel_attention_mask`.
         """
+        image_token_positions = pixel_attention_mask if image_token_positions is None else image_token_positions
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if pixel_values is not None and mm_encoder_outputs:
@@ -379,7 +397,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = None
+        image_features = image_outputs = None
         if pixel_values is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)  # [batch, sequence]
             given = (
@@ -395,14 +413,25 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             if is_traced or image_plan.num_tokens is None:
                 has_features = image_mask.sum() <= image_plan.cell_indices.shape[0]
                 torch_compilable_check(has_features, "`image_plan` has fewer image tokens than the prompt.")
-            image_features = self._encode_images(pixel_values, image_plan).pooler_output.to(inputs_embeds)
+            flags = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
+            outputs = self._encode_images(pixel_values, image_plan, **flags)
+            image_features = outputs.pooler_output.to(inputs_embeds)
+            embedding = inputs_embeds.flatten(0, 1)[image_mask.flatten().int().argmax()[None]]  # of an image token
+            # Without `last_hidden_state`: it would stay in memory while the language model runs.
+            image_outputs = BaseModelOutputWithPooling(
+                pooler_output=image_plan.split(image_features + embedding),
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
             # A feature is added to the embedding of its image token.
             placed_features = torch.zeros_like(inputs_embeds).masked_scatter(image_mask.unsqueeze(-1), image_features)
             inputs_embeds = inputs_embeds + placed_features
         elif (image_outputs := (mm_encoder_outputs or {}).get("image")) is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)
             # `get_image_features` has added the embedding.
-            image_features = torch.cat(image_outputs.pooler_output).to(inputs_embeds)
+            # Without images, as of a blank tile that only keeps processes in step, there is nothing to concatenate.
+            features = image_outputs.pooler_output
+            image_features = torch.cat(features).to(inputs_embeds) if len(features) else inputs_embeds[:0, 0]
             torch_compilable_check(
                 image_mask.sum() == len(image_features),
                 lambda: (
@@ -420,7 +449,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        return JinaVLMModelOutputWithPast(**outputs, image_hidden_states=image_features, image_outputs=image_outputs)
 
 
 @auto_docstring(
@@ -447,6 +476,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: if the cache ends within an image.
         """
+        if kwargs.pop("spatial_shapes", None) is not None:  # the names that TRL passes on
+            kwargs["image_token_positions"] = kwargs.pop("pixel_attention_mask")
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")
@@ -459,6 +490,11 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             if is_whole_chat and 0 < num_cached < input_ids.shape[1]:
                 self._drop_cached_images(kwargs, input_ids, num_cached)
         return super().generate(inputs, *args, **kwargs)
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args, **kwargs):
+        # Beam search normalises the logits before any logits processor sees them.
+        return {**super().prepare_inputs_for_generation(*args, **kwargs), "mask_unused_rows": True}
 
     def _drop_cached_images(self, model_kwargs: dict, input_ids: torch.Tensor, num_cached: int):
         """Drops the tiles of images whose tokens are among the first `num_cached` ones from the arguments."""
@@ -509,6 +545,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        mask_unused_rows: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JinaVLMCausalLMOutputWithPast:
         r"""
@@ -522,6 +559,9 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        mask_unused_rows (`bool`, *optional*, defaults to `False`):
+            Whether logits that are exactly 0 become -inf. These are logits of zero rows of the output head, which no
+            token has: the published head has no rows for them. `generate` sets it.
 
         Example:
 
@@ -562,6 +602,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden_states[:, kept, :])
+        if mask_unused_rows:
+            logits = logits.masked_fill(logits == 0, -torch.inf)
 
         loss = None
         if labels is not None:

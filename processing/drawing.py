@@ -84,12 +84,12 @@ def draw_tiles(
 
 def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) -> np.ndarray:
     """Denormalizes `[tiles, 3, size, size]` to uint8 `[tiles, size, size, 3]`."""
-    setting = image_processor._settings(images_kwargs)
-    if setting("do_normalize"):
-        mean, std = (torch.tensor(setting(name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+    settings = image_processor._settings(images_kwargs)
+    if settings.do_normalize:
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (settings.image_mean, settings.image_std))
         pixel_values = pixel_values * std + mean
-    if setting("do_rescale"):
-        pixel_values = pixel_values / setting("rescale_factor")
+    if settings.do_rescale:
+        pixel_values = pixel_values / settings.rescale_factor
     return pixel_values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 

@@ -13,15 +13,15 @@
 # limitations under the License.
 """Image processor of JinaVLM: images of any size to overlapping tiles and a thumbnail."""
 
+import itertools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
@@ -30,22 +30,22 @@ from transformers.image_utils import (
     ChannelDimension,
     ImageInput,
     PILImageResampling,
-    infer_channel_dimension_format,
-    is_torch_tensor,
+    SizeDict,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType, auto_docstring
+from transformers.utils import TensorType, auto_docstring, logging
 
 from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import default_pooled_grid
 from ..published_format.published_schema import read_image_processor
+from .image_conversion import to_rgb, with_channel_axis
+from .image_loading import load_image, naming_image
 from .resizing import as_float, empty, image_size, resize
-from .tiling import TileGeometry
+from .tiling import MAX_TILE_SIZE, TileGeometry
 
 
-# Pillow raises these for files that are damaged, too large or in no image format.
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)
+logger = logging.get_logger(__name__)
 _INTERPOLATION = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 
 
@@ -108,8 +108,10 @@ class JinaVLMImageProcessor(PilBackend):
     - **image_grids** (int64, `[images, 2]`): rows and columns of tiles of each image.
 
     Raises:
-        ValueError: if an image cannot be decoded, is empty, exceeds `max_aspect_ratio` or does not have 1, 3 or 4
-            channels, or if arguments are inconsistent. The message names the image or the argument.
+        ValueError: if an image cannot be loaded (see [`load_image`]), is empty, exceeds `max_aspect_ratio`, does not
+            have 1, 3 or 4 channels or has values that are not finite or out of range, or if arguments have a wrong
+            type or value or contradict each other. The message names the argument, or the index of the image.
+        TypeError: if an argument is unknown.
     """
 
     valid_kwargs = JinaVLMImageProcessorKwargs
@@ -149,90 +151,98 @@ class JinaVLMImageProcessor(PilBackend):
         """Also reads a dict in the published schema, so that `from_pretrained` loads the published checkpoint."""
         return super().from_dict(read_image_processor(image_processor_dict), **kwargs)
 
-    def fetch_images(self, image_url_or_urls: str | list[str] | list[list[str]]):
-        """Also names the file that cannot be decoded, and adds a channel axis to greyscale arrays."""
-        if isinstance(image_url_or_urls, str):
-            with _decoding(f"Image {image_url_or_urls[:200]!r}"):
-                return super().fetch_images(image_url_or_urls)
-        images = super().fetch_images(image_url_or_urls)  # calls this method for every element of a list
-        return images[None] if getattr(images, "ndim", 3) == 2 else images
+    def fetch_images(self, image_url_or_urls: Any, timeout: float = 30.0) -> Any:
+        """
+        Opens encoded images, see [`load_image`], and adds a channel axis to greyscale arrays.
+
+        Args:
+            image_url_or_urls: an image of any kind, or a nested list of images.
+            timeout (`float`, *optional*, defaults to 30.0): maximum time for a download, in seconds.
+
+        Returns:
+            The image or the nested list, with PIL images, arrays and tensors.
+
+        Raises:
+            ValueError: if an image cannot be loaded. The message names its index among all images.
+        """
+        indices = itertools.count()
+
+        def fetch(image):
+            if isinstance(image, (list, tuple)):
+                return [fetch(entry) for entry in image]
+            with naming_image(next(indices)):
+                image = load_image(image, timeout)
+                return image if isinstance(image, PIL.Image.Image) else with_channel_axis(image)
+
+        return fetch(image_url_or_urls)
+
+    @auto_docstring
+    def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
+        self._checked_settings(kwargs)  # also the settings of a file, which Transformers does not check
+        return super().preprocess(images, *args, **kwargs)
+
+    def _prepare_image_like_inputs(self, images: ImageInput, *args, **kwargs) -> list[PIL.Image.Image | torch.Tensor]:
+        """Also names the index of an image in errors."""
+        images, prepared = self._prepare_images_structure(images), []
+        if not images:
+            raise ValueError("`images` is empty; pass at least one image.")
+        for index, image in enumerate(images):
+            with naming_image(index):
+                prepared.append(self.process_image(image, *args, **kwargs))
+        return prepared
 
     def process_image(
         self,
         image: ImageInput,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float = 1 / 255,
         **kwargs,
     ) -> PIL.Image.Image | torch.Tensor:
-        """
-        Returns an RGB PIL image or a tensor `[3, height, width]`, so that `resize` reads only the pixels it needs.
-
-        Pillow converts to RGB as `load_image` does: an alpha channel is dropped.
-        """
-        if isinstance(image, PIL.Image.Image):
-            with _decoding(f"The {image.mode} image of {image.width}×{image.height} pixels"):
-                image.load()
-                image = image.convert("RGB") if do_convert_rgb and image.mode != "RGB" else image
-            if image.mode == "RGB" and image.width * image.height:
-                return image
-            image, input_data_format = np.atleast_3d(np.array(image)), ChannelDimension.LAST
-        image = image.detach().cpu() if is_torch_tensor(image) else _from_numpy(np.asarray(image))
-        shape = tuple(image.shape)
-        if image.numel() == 0:
-            raise ValueError(f"An image of shape {shape} is empty; leave it out of the batch.")
-        if image.ndim != 3 or not {shape[0], shape[2]} & {1, 3, 4}:
-            raise ValueError(f"An image array must have 1, 3 or 4 channels, first or last; got shape {shape}.")
-        if (input_data_format or infer_channel_dimension_format(image, (1, 3, 4))) == ChannelDimension.LAST:
-            image = image.permute(2, 0, 1)
-        if do_convert_rgb:
-            image = image.expand(3, -1, -1) if image.shape[0] == 1 else image[:3]
-        if image.shape[0] != 3:
-            raise ValueError(f"The model reads 3 channels, got an image of shape {shape}; set `do_convert_rgb=True`.")
-        return image
+        """Returns an RGB PIL image or a tensor `[3, height, width]`; `resize` then reads only the pixels it needs."""
+        return to_rgb(image, do_convert_rgb, input_data_format, do_rescale, rescale_factor)
 
     def geometry(self, images_kwargs: dict[str, Any] | None = None) -> TileGeometry:
         """The tile geometry of a call with these arguments. Missing arguments default to the processor's."""
-        setting = self._settings(images_kwargs)
-        size = dict(setting("size"))
-        if size.get("height") is None or size["height"] != size.get("width"):
-            raise ValueError(f"`size` must have the same `height` and `width`, got {size}.")
-        layout, tile_size, patch_size = setting("layout"), size["height"], setting("patch_size")
-        pooling_size, pooled_grid = setting("pooling_size"), setting("pooled_grid")
-        if pooled_grid is None:
-            pooled_grid = default_pooled_grid(layout, tile_size, patch_size, pooling_size)
-        margins = tuple(setting("overlap_margins"))
-        return TileGeometry(tile_size, patch_size, margins, pooling_size, tuple(pooled_grid), layout)
+        try:
+            return _geometry(self._settings(images_kwargs))
+        except TypeError:
+            self._checked_settings(images_kwargs)  # takes longer, and names the argument of a wrong type
+            raise
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""
-        size = self._size_after_first_resize(height, width, images_kwargs)
-        return self.geometry(images_kwargs).select_grid(*size, self._settings(images_kwargs)("max_crops"))
+        settings = self._checked_settings(images_kwargs)
+        return _geometry(settings).select_grid(*_size_after_first_resize(height, width, settings), settings.max_crops)
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Number of tiles of an image of this size in pixels, including the thumbnail."""
         rows, cols = self.get_image_grid(height, width, images_kwargs)
         return 1 + rows * cols
 
-    def _settings(self, images_kwargs: dict[str, Any] | None) -> Callable[[str], Any]:
-        """A function from the name of an argument to its value in a call with `images_kwargs`."""
+    def _settings(self, images_kwargs: dict[str, Any] | None) -> SimpleNamespace:
+        """All arguments of a call with `images_kwargs`. Unknown ones are ignored."""
         given = {name: value for name, value in (images_kwargs or {}).items() if value is not None}
-        return lambda name: given[name] if name in given else getattr(self, name)
+        values = {name: given.get(name, getattr(self, name, None)) for name in self.valid_kwargs.__annotations__}
+        return SimpleNamespace(**self._standardize_kwargs(**values))
 
-    def _size_after_first_resize(
-        self, height: int, width: int, images_kwargs: dict[str, Any] | None
-    ) -> tuple[int, int]:
-        """Height and width after the first resize, or unchanged without `do_resize`."""
-        setting = self._settings(images_kwargs)
-        ratio, limit = max(height, width) / min(height, width), setting("max_aspect_ratio")
-        if ratio > limit:
-            raise ValueError(
-                f"The sides of an image of {width}×{height} pixels (width × height) have the ratio {ratio:.0f}, above "
-                f"`max_aspect_ratio` ({limit}); crop or pad it."
-            )
-        if not setting("do_resize"):
-            return height, width
-        # `smart_resize` rejects ratios above 200, whatever `max_aspect_ratio` is.
-        return smart_resize(height, width, *map(setting, ("patch_size", "min_pixels", "max_pixels")))
+    def _checked_settings(self, images_kwargs: dict[str, Any] | None) -> SimpleNamespace:
+        """Like `_settings`. Raises if a type or a value cannot be right, also of an argument that a file set."""
+        given = {name: value for name, value in (images_kwargs or {}).items() if value is not None}
+        # JSON files may contain 1 for 1.0. `_check_values` checks these numbers.
+        names = self.valid_kwargs.__annotations__.keys() - {"rescale_factor", "image_mean", "image_std"}
+        values = {name: getattr(self, name, None) for name in names}
+        values |= {name: given[name] for name in given.keys() & self.valid_kwargs.__annotations__.keys()}
+        if isinstance(values["size"], SizeDict):
+            values["size"] = dict(values["size"])
+        try:
+            validate_typed_dict(self.valid_kwargs, values)
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+        settings = self._settings(images_kwargs)
+        _check_values(settings)
+        return settings
 
     def _preprocess(
         self,
@@ -243,42 +253,44 @@ class JinaVLMImageProcessor(PilBackend):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        call, settings = SimpleNamespace(**kwargs), {**kwargs, "do_resize": do_resize}
-        if call.resample not in _INTERPOLATION:
-            raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {call.resample!r}.")
-        geometry, mode = self.geometry(kwargs), _INTERPOLATION[call.resample]
+        settings = SimpleNamespace(do_resize=do_resize, **kwargs)
+        geometry, mode, antialias = _geometry(settings), _INTERPOLATION[settings.resample], settings.antialias
         tile_size, stride = geometry.tile_size, geometry.stride
-        mean_and_std = (call.image_mean, call.image_std) if do_normalize else (0.0, 1.0)
-        mean, std = (torch.tensor(values).expand(3) for values in mean_and_std)
+        mean = _numbers("image_mean", settings.image_mean if do_normalize else 0.0, 3)
+        std = _numbers("image_std", settings.image_std if do_normalize else 1.0, 3)
         scale, shift = (1 / std).tolist(), -mean / std
 
         def rescale(image: torch.Tensor) -> torch.Tensor:
             # x / 255 and not x · (1/255), as in the published code.
-            return image.div_(1 / call.rescale_factor) if do_rescale else image
+            return image.div_(1 / settings.rescale_factor) if do_rescale else image
 
-        sizes = [self._size_after_first_resize(*image_size(image), settings) for image in images]
-        grids = [geometry.select_grid(*size, call.max_crops) for size in sizes]
+        sizes = []
+        for index, image in enumerate(images):
+            with naming_image(index):
+                sizes.append(_size_after_first_resize(*image_size(image), settings))
+        grids = [geometry.select_grid(*size, settings.max_crops) for size in sizes]
         num_tiles = [1 + rows * cols for rows, cols in grids]
         pixel_values = empty(sum(num_tiles), 3, tile_size, tile_size)
-        is_rescaled = do_resize or call.resize_in_float32
+        is_rescaled = do_resize or settings.resize_in_float32
         for image, size, grid, tiles in zip(images, sizes, grids, pixel_values.split(num_tiles), strict=True):
-            if call.resize_in_float32:
+            if settings.resize_in_float32:
                 image = rescale(as_float(image))
             if do_resize:
                 # Only the first resize of an 8-bit image rounds to integers.
-                image = resize(image, size, mode, call.antialias)
-                image = image if call.resize_in_float32 else rescale(image)
+                image = resize(image, size, mode, antialias)
+                image = image if settings.resize_in_float32 else rescale(image)
             parts: list[PIL.Image.Image | torch.Tensor] = [image]
             if isinstance(image, torch.Tensor) and is_rescaled and mode == "bilinear":
                 parts = list(image.split(1))  # One float channel at a time fits into the CPU cache.
             for first, part in enumerate(parts):
                 for frame, output in (((1, 1), tiles[:1]), (grid, tiles[1:])):  # the thumbnail is a grid of one tile
-                    canvas = resize(part, geometry.canvas_size(frame), mode, call.antialias)
+                    canvas = resize(part, geometry.canvas_size(frame), mode, antialias)
                     canvas = canvas if is_rescaled else rescale(canvas)
                     windows = canvas.unfold(1, tile_size, stride).unfold(2, tile_size, stride)
                     for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
                         target = output[:, channel].unflatten(0, frame)
                         torch.add(shift[channel], values, alpha=scale[channel], out=target)
+        _warn_about_white(pixel_values, do_rescale, do_normalize)
 
         data = {
             "pixel_values": pixel_values,
@@ -288,28 +300,71 @@ class JinaVLMImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-def _from_numpy(array: np.ndarray) -> torch.Tensor:
-    """Converts an array to a tensor, without a copy unless its byte order or strides require one."""
-    if array.dtype.kind not in "biuf":
-        raise ValueError(f"An image array must have a numeric dtype, got {array.dtype}.")
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
-    # PyTorch warns about read-only arrays and rejects the negative strides that an axis of size 1 may keep. This view
-    # has neither. It is never written to.
-    view = {**array.__array_interface__, "data": (array.ctypes.data, False)}
-    return torch.from_numpy(np.asarray(SimpleNamespace(__array_interface__=view, owner=array)))
+def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize: bool):
+    """Warns if normalized values are so large that white was 255 before and not 1: it becomes 509 instead of 1."""
+    if do_normalize and not do_rescale and pixel_values.abs().max() > 10:
+        logger.warning_once(
+            "Images have values far above 1 without `do_rescale`, so that `do_normalize` makes them too bright. Leave "
+            "out `do_rescale=False` if 255 is white."
+        )
 
 
-@contextmanager
-def _decoding(description: str) -> Iterator[None]:
-    """Turns errors of Pillow into a `ValueError` that names the image and a fix."""
+def _check_values(settings: SimpleNamespace):
+    """Raises if an argument has a value that cannot be right, or that this image processor does not support."""
+    if settings.resample not in _INTERPOLATION:
+        raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {settings.resample!r}.")
+    if settings.do_resize and not 1 <= settings.min_pixels <= min(settings.max_pixels, MAX_TILE_SIZE**2):
+        raise ValueError(
+            f"`min_pixels` ({settings.min_pixels}) must be at least 1, and at most `max_pixels` "
+            f"({settings.max_pixels}) and {MAX_TILE_SIZE**2}."
+        )
+    if settings.do_center_crop or settings.do_pad or settings.data_format not in (None, ChannelDimension.FIRST):
+        raise ValueError("`do_center_crop`, `do_pad` and a `data_format` other than channels first are not supported.")
+    if settings.do_rescale:
+        _numbers("rescale_factor", settings.rescale_factor, 1)
+    if settings.do_normalize:
+        _numbers("image_mean", settings.image_mean, 3)
+        _numbers("image_std", settings.image_std, 3)
+
+
+def _numbers(name: str, value: Any, count: int) -> torch.Tensor:
+    """An argument as a float32 tensor `[count]`. Only `image_mean` may be 0 or less."""
     try:
-        yield
-    except _PILLOW_ERRORS as error:
-        fix = "check that the file is complete and an image"
-        if isinstance(error, PIL.Image.DecompressionBombError):
-            fix = "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        reason = str(error) if len(str(error)) <= 300 else f"{str(error)[:300]}…"  # may quote a whole base64 string
-        raise ValueError(f"{description} cannot be decoded ({reason}); {fix}.") from error
+        numbers = torch.tensor(value, dtype=torch.float32).expand(count)
+        inverse = torch.zeros(1) if name == "image_mean" else 1 / numbers.clamp(min=0)
+        if torch.cat([numbers, inverse]).isfinite().all():
+            return numbers
+    except (TypeError, ValueError, RuntimeError):
+        pass  # no numbers, or not as many
+    kind = "finite" if name == "image_mean" else "finite and above 0"
+    amount = "a number" if count == 1 else f"a number or {count} numbers"
+    raise ValueError(f"`{name}` must be {amount}, {kind}; got {value!r}.")
+
+
+def _geometry(settings: SimpleNamespace) -> TileGeometry:
+    size, layout, patch_size = dict(settings.size or {}), settings.layout, settings.patch_size
+    if size.get("height") is None or size["height"] != size.get("width"):
+        raise ValueError(f"`size` must have the same `height` and `width`, got {size}.")
+    pooled_grid, margins = settings.pooled_grid, settings.overlap_margins
+    if pooled_grid is None:
+        pooled_grid = default_pooled_grid(layout, size["height"], patch_size, settings.pooling_size)
+    return TileGeometry(size["height"], patch_size, tuple(margins), settings.pooling_size, tuple(pooled_grid), layout)
+
+
+def _size_after_first_resize(height: int, width: int, settings: SimpleNamespace) -> tuple[int, int]:
+    """Height and width after the first resize, or unchanged without `do_resize`."""
+    if min(height, width) < 1:
+        raise ValueError(f"an image of {width}×{height} pixels (width × height) is empty; leave it out of the batch.")
+    ratio, limit = max(height, width) / min(height, width), settings.max_aspect_ratio
+    if not ratio <= limit:
+        raise ValueError(
+            f"the sides of an image of {width}×{height} pixels (width × height) have the ratio {ratio:.0f}, above "
+            f"`max_aspect_ratio` ({limit}); crop or pad it."
+        )
+    if not settings.do_resize:
+        return height, width
+    # `smart_resize` rejects ratios above 200, whatever `max_aspect_ratio` is.
+    return smart_resize(height, width, settings.patch_size, settings.min_pixels, settings.max_pixels)
 
 
 __all__ = ["JinaVLMImageProcessor"]

@@ -13,19 +13,25 @@
 # limitations under the License.
 """Processor of JinaVLM: images and prompts to model inputs."""
 
+import copy
 import os
 import re
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+from huggingface_hub.errors import StrictDataclassError
 from transformers.image_utils import ImageInput, make_flat_list_of_images
-from transformers.processing_utils import MultiModalData, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.tokenization_utils_base import TextInput
 from transformers.utils import auto_docstring
 
 from ..configuration.checkpoint_files import name_damaged_file
 from ..configuration.config_files import KINDS, check_config_files
 from ..published_format.published_schema import read_processor
+from ..published_format.published_template import read_template
+from .prompt_checks import check_call, check_chat, check_placeholder, name_template
 from .prompt_format import CHAT_TEMPLATES, EXPANDED_IMAGE_TOKENS, IMAGE_PLACEHOLDER, add_image_tokens
+from .thread_safety import SerialTokenizer, own_template
 
 
 @auto_docstring(
@@ -87,14 +93,48 @@ class JinaVLMProcessor(ProcessorMixin):
         if settings is not processor_dict:
             # The published tokenizer config refers to code files that `save_pretrained` does not copy.
             args[1].init_kwargs.pop("auto_map", None)
+            args[1].chat_template = read_template(args[1].chat_template)
         return super().from_args_and_dict(args, settings, **kwargs)
 
-    def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, **kwargs):
-        """Also groups images by prompt, and adds placeholders to prompts that have images but no placeholder."""
+    @auto_docstring
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: TextInput | list[TextInput] | None = None,
+        **kwargs: Unpack[ProcessingKwargs],  # type: ignore[misc]  # vLLM reads the annotation
+    ):
+        r"""
+        Returns:
+            [`BatchFeature`]: the inputs of the model. Threads may share a processor, whatever their padding and
+            truncation.
+        """
+        processor = copy.copy(self)
+        processor.tokenizer = SerialTokenizer(self.tokenizer)
+        return super(JinaVLMProcessor, processor).__call__(images=images, text=text, **kwargs)
+
+    def apply_chat_template(self, conversation, chat_template=None, *args, **kwargs):
+        """
+        See [`~ProcessorMixin.apply_chat_template`].
+
+        Raises:
+            ValueError: for a message that the template would write incompletely or not at all, for an unknown keyword,
+                and for a template that cannot be rendered. The message has the index of the message and a fix.
+        """
+        templates = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        template = templates.get(chat_template or "default", chat_template)
+        check_chat(self, conversation, str(template), kwargs)
+        if template is not None and kwargs.get("return_assistant_tokens_mask"):
+            template = own_template(template)
+        with name_template():
+            return super().apply_chat_template(conversation, template, *args, **kwargs)
+
+    def prepare_inputs_layout(self, images: ImageInput | None = None, text=None, videos=None, audio=None, **kwargs):
+        """Also checks all arguments, groups images by prompt, and adds placeholders to prompts with images only."""
+        text = check_call(self, images, text, {"videos": videos, "audio": audio, **kwargs})
         images, text, *others = super().prepare_inputs_layout(images=images, text=text, **kwargs)
         if isinstance(images, list) and all(isinstance(row, list) and not row for row in images):
             images = None  # Transformers expects None if there are no images.
-        if images is None or text is None or not all(isinstance(prompt, str) for prompt in text):
+        if images is None or text is None:
             return images, text, *others
         is_nested = isinstance(images, list) and all(isinstance(row, list) for row in images)
         if len(text) == 1 and not is_nested:
@@ -115,6 +155,8 @@ class JinaVLMProcessor(ProcessorMixin):
             )
         for index, prompt_images in enumerate(images):
             count = text[index].count(self.image_token)
+            if prompt_images:
+                check_placeholder(index, text[index])
             if count == 0:
                 text[index] = self.image_token * len(prompt_images) + text[index]
             elif count != len(prompt_images):
@@ -127,8 +169,6 @@ class JinaVLMProcessor(ProcessorMixin):
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
         """Also rejects an empty list, expanded image tokens and unpaired surrogates, and names the prompt."""
         super().validate_inputs(images=images, text=text, **kwargs)
-        if text is not None and not all(isinstance(prompt, str) for prompt in text):
-            raise ValueError("`text` must be a string or list of strings.")
         # Transformers checks the numbers itself since 5.21.
         num_placeholders = sum(prompt.count(self.image_token) for prompt in text or [])
         num_images = 0 if images is None else len(make_flat_list_of_images(images))
@@ -177,8 +217,13 @@ class JinaVLMProcessor(ProcessorMixin):
         return text, offsets
 
     def _merge_kwargs(self, *args, **kwargs):
-        """Also keeps the tokenizer from adding a second BOS token after `add_bos_token`."""
-        merged = super()._merge_kwargs(*args, **kwargs)
+        """Also checks values, and keeps the tokenizer from adding a second BOS token after `add_bos_token`."""
+        try:
+            merged = super()._merge_kwargs(*args, **kwargs)
+        except (StrictDataclassError, TypeError) as error:
+            raise ValueError(f"An argument of the processor has a wrong value: {error}") from error
+        if merged["text_kwargs"].get("is_split_into_words"):
+            raise ValueError("`is_split_into_words` would join the prompts to one; pass whole prompts without it.")
         if self.add_bos_token:
             merged["text_kwargs"]["add_special_tokens"] = False
         return merged

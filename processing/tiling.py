@@ -12,6 +12,12 @@ import numpy as np
 from ..configuration.configuration_jvlm import default_pooled_grid
 
 
+# Limits that are far above any model, so that a wrong setting is an error before it takes gigabytes of memory.
+MAX_TILE_SIZE = 4096  # pixels
+MAX_PATCHES_PER_SIDE = 256
+MAX_CROPS = 1024
+
+
 @lru_cache
 def _grids(max_crops: int) -> np.ndarray:
     """All (rows, columns) of at most `max_crops` tiles, `[grids, 2]`, sorted by number of tiles, then by rows."""
@@ -50,16 +56,25 @@ class TileGeometry:
             raise ValueError(f'`layout` must be "independent" or "stitched", got {self.layout!r}.')
         # Also raises if `patch_size` or `pooling_size` is less than 1.
         full_grid = tuple(default_pooled_grid(self.layout, self.tile_size, self.patch_size, self.pooling_size))
-        if self.tile_size < 1 or self.tile_size % self.patch_size:
-            raise ValueError(f"`size` ({self.tile_size}) must be a multiple of `patch_size` ({self.patch_size}).")
+        if not 1 <= self.tile_size <= MAX_TILE_SIZE or self.tile_size % self.patch_size:
+            raise ValueError(
+                f"`size` ({self.tile_size}) must be a multiple of `patch_size` ({self.patch_size}), at most "
+                f"{MAX_TILE_SIZE} pixels."
+            )
+        if self.patches_per_side > MAX_PATCHES_PER_SIDE:
+            raise ValueError(
+                f"`size` ({self.tile_size}) has {self.patches_per_side} patches of `patch_size` ({self.patch_size}), "
+                f"but must have at most {MAX_PATCHES_PER_SIDE}."
+            )
         if len(self.overlap_margins) != 2 or min(self.overlap_margins) < 0 or self.stride < self.patch_size:
             raise ValueError(
                 f"`overlap_margins` is {list(self.overlap_margins)}, but must be two numbers of patches, at least 0, "
                 f"whose sum is less than the {self.patches_per_side} patches of a tile's side."
             )
-        if len(self.pooled_grid) != 2 or min(self.pooled_grid) < 1:
+        max_cells = -(-self.patches_per_side // self.pooling_size)
+        if len(self.pooled_grid) != 2 or not all(1 <= cells <= max_cells for cells in self.pooled_grid):
             raise ValueError(
-                f"`pooled_grid` must be two numbers of cells, at least 1, got {list(self.pooled_grid)}; "
+                f"`pooled_grid` must be two numbers of cells from 1 to {max_cells}, got {list(self.pooled_grid)}; "
                 f"`pooling_size` is {self.pooling_size}, the side of a tile has {self.patches_per_side} patches."
             )
         if self.layout == "stitched" and self.pooled_grid != full_grid:
@@ -96,22 +111,30 @@ class TileGeometry:
         """
         Selects the grid of at most `max_crops` tiles whose canvas changes the scale of an image least.
 
-        If a canvas can upsample the image, the smallest such scale wins, otherwise the largest scale.
+        Both lengths are counted without the overlap: a canvas scales a side by `tiles * stride / (side - overlap)`.
+        The scale of a canvas is the smaller one of its two sides. A side that is not longer than the overlap is
+        enlarged by every canvas, so only the other side counts. If a canvas can upsample the image, the smallest such
+        scale wins, otherwise the largest scale. The first grid wins a tie, by number of tiles, then by rows.
+
+        The `"stitched"` layout keeps the grids of the published code: there, the scale of a side shorter than the
+        overlap is negative, so that such an image gets a single tile.
 
         Args:
             height (`int`), width (`int`): size of the image, in pixels.
-            max_crops (`int`): maximum number of tiles.
+            max_crops (`int`): maximum number of tiles, at most 1024.
 
         Returns:
             `tuple[int, int]`: rows and columns of tiles.
 
         Raises:
-            ValueError: if `max_crops` is less than 1.
+            ValueError: if `max_crops` is less than 1 or more than 1024.
         """
-        if max_crops < 1:
-            raise ValueError(f"`max_crops` must be at least 1, got {max_crops}.")
+        if not 1 <= max_crops <= MAX_CROPS:
+            raise ValueError(f"`max_crops` must be from 1 to {MAX_CROPS}, got {max_crops}.")
         grids = _grids(max_crops)
         size_without_overlap = np.array([height - self.overlap, width - self.overlap], np.float32)
+        if self.layout == "independent":
+            size_without_overlap = size_without_overlap.clip(min=0)
         # float32 breaks ties as the published code does. A side of the size of the overlap gives infinity.
         with np.errstate(divide="ignore"):
             scales = ((grids * self.stride).astype(np.float32) / size_without_overlap).min(axis=1)
@@ -141,7 +164,7 @@ class TileGeometry:
         position = cell + (count.cumsum() - count)[:, None]
         return np.where((cell >= 0) & (cell < count[:, None]), position, -1)
 
-    @lru_cache  # noqa: B019 - the cache keeps geometries alive, but they are small and few
+    @lru_cache(maxsize=64)  # noqa: B019 - the cache keeps geometries alive, but they are small and few
     def token_positions(self, grid: tuple[int, int]) -> np.ndarray:
         """
         Index of each pooled cell among the image tokens of its image, -1 for dropped cells.

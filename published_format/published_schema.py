@@ -33,6 +33,7 @@ from ..configuration.setting_kinds import (
     shown,
     whole,
 )
+from .published_template import read_template
 
 
 # The release keeps its image tokens in a second embedding table of 128 rows, after the vocabulary.
@@ -432,8 +433,8 @@ def write_image_processor(image_processor: BaseImageProcessor, config: PreTraine
 
 def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
     """
-    Translates the published `processor_config.json` to arguments of [`JinaVLMProcessor`]; settings of any other schema
-    are returned as they are.
+    Translates the published `processor_config.json` and its chat template to arguments of [`JinaVLMProcessor`];
+    settings of any other schema are returned as they are.
 
     Raises:
         ValueError: if `always_start_with_space` is not true, or `add_bos_token` neither true nor false.
@@ -443,6 +444,8 @@ def read_processor(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
     _read(_PROCESSOR, settings, "processor_config")
     rest = {name: value for name, value in settings.items() if name not in ("always_start_with_space", "auto_map")}
+    if "chat_template" in rest:
+        rest["chat_template"] = read_template(rest["chat_template"])
     return {"add_bos_token": True, **rest}  # the published code always prepends a BOS token
 
 

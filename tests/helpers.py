@@ -7,9 +7,15 @@ from itertools import groupby
 
 import numpy as np
 import PIL.Image
-from transformers import BatchFeature, ProcessorMixin, Trainer
+import transformers
+from packaging.version import Version
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
 
 
+# Names that Transformers changed, in 5.24 and in 5.23. The old ones print warnings.
+CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
+CHECKPOINTING = "activation_checkpointing"
+CHECKPOINTING = CHECKPOINTING if hasattr(TrainingArguments, CHECKPOINTING) else "gradient_checkpointing"
 LAYOUTS = ["independent", "stitched"]
 END_OF_TEXT = "<|endoftext|>"
 MARKERS = ["<im_start>", "<im_end>", "<im_patch>", "<im_col>"]
@@ -56,6 +62,11 @@ def chat_inputs(processor: ProcessorMixin, messages: list, **kwargs) -> BatchFea
 def run_lengths(flags) -> list[int]:
     """Lengths of the runs of ones."""
     return [len(list(run)) for flag, run in groupby(np.asarray(flags).tolist()) if flag == 1]
+
+
+def checkpoint_activations(model: PreTrainedModel, *args) -> None:
+    """Turns on activation checkpointing, also called gradient checkpointing."""
+    getattr(model, f"{CHECKPOINTING}_enable")(*args)
 
 
 def losses(trainer: Trainer) -> list[float]:

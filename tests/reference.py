@@ -61,7 +61,12 @@ def expected_tiles(
 
 
 def reference_grid(geometry: TileGeometry, height: int, width: int, max_crops: int) -> tuple[int, int]:
-    """Algorithm 1 of the paper as a loop in float32. Ties go to the first candidate by (rows·cols, rows)."""
+    """
+    Algorithm 1 of the paper as a loop in float32. Ties go to the first candidate by (rows·cols, rows).
+
+    Every canvas enlarges a side that is not longer than the overlap: its scale is infinite. In the published code,
+    whose grids the stitched layout keeps, it is negative for a side shorter than the overlap.
+    """
     candidates = [
         (rows, cols)
         for area in range(1, max_crops + 1)
@@ -75,7 +80,8 @@ def reference_grid(geometry: TileGeometry, height: int, width: int, max_crops: i
         for tiles, side in zip(grid, (height, width), strict=True):
             room = np.float32(side - geometry.overlap)
             span = np.float32(tiles * geometry.stride)
-            axes.append(np.float32(np.inf) if room == 0 else span / room)
+            is_infinite = room == 0 or (room < 0 and geometry.layout == "independent")
+            axes.append(np.float32(np.inf) if is_infinite else span / room)
         scales.append(min(axes))
     largest = max(scales)
     best = largest if largest < 1 else min(scale for scale in scales if scale >= 1)

@@ -194,9 +194,11 @@ def test_pipeline_generate_kwargs(pipe, make_image, user):
     chat = [user(make_image(90, 130), "Who is this?")]
     output = pipe(text=chat, generate_kwargs={**GREEDY, "num_beams": 3}, return_full_text=False)
     assert output[0]["generated_text"] == answer(pipe, chat, num_beams=3)
-    output = pipe(text=chat, max_new_tokens=3, do_sample=False, return_full_text=False)
+    output = pipe(text=chat, max_new_tokens=3, generate_kwargs={"do_sample": False}, return_full_text=False)
     expected = answer(pipe, chat, max_new_tokens=3, min_new_tokens=None)
     assert output[0]["generated_text"] == expected
+    with pytest.raises(ValueError, match=r"`do_sample` is not a keyword of this processor; .* as `generate_kwargs`"):
+        pipe(text=chat, do_sample=False)  # the pipeline passes it to the processor
 
 
 def test_pipeline_processor_kwargs(pipe, make_image, user, monkeypatch):

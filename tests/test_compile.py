@@ -3,6 +3,7 @@
 
 import pytest
 import torch
+from helpers import CACHE
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -68,13 +69,13 @@ def test_decoding_is_one_graph_that_is_compiled_once(compilable_model, build_mod
         length = inputs["input_ids"].shape[1]
         expected = model.generate(**inputs, do_sample=False, max_new_tokens=6, min_new_tokens=6)[0, length:]
         cache = StaticCache(model.config.get_text_config(), max_cache_len=256)
-        token = model(**inputs, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        token = model(**inputs, **{CACHE: cache}, logits_to_keep=1).logits[:, -1:].argmax(-1)
         tokens = [token.item()]
         for position in range(length, length + 5):
             # From the second token of the first image on nothing may be compiled, whatever the length.
             stance = "fail_on_recompile" if seed or position > length else "default"
             with torch.compiler.set_stance(stance):
-                logits = step(input_ids=token, position_ids=torch.tensor([[position]]), past_key_values=cache).logits
+                logits = step(input_ids=token, position_ids=torch.tensor([[position]]), **{CACHE: cache}).logits
             token = logits[:, -1:].argmax(-1)
             tokens.append(token.item())
         assert tokens == expected.tolist()

@@ -26,16 +26,19 @@ def read(document: str) -> str:
 
 
 def python_blocks() -> list:
-    """All Python blocks of the documents."""
+    """All Python blocks of the documents. Those of training.md run in order, in tests/training/test_guide.py."""
     return [
         pytest.param(block, id=f"{document}-{index}")
         for document in DOCUMENTS
+        if document != "docs/training.md"
         for index, block in enumerate(re.findall(r"^```python\n(.*?)^```", read(document), re.M | re.S))
     ]
 
 
 @pytest.mark.parametrize("block", python_blocks())
 def test_code_runs(block, release, tmp_path, make_image, monkeypatch, request):
+    if "torchao" in block:
+        pytest.importorskip("torchao")
     make_image(120, 160).save(tmp_path / "photo.jpg")
     question = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     answer = [{"type": "text", "text": "A lake."}]
@@ -46,8 +49,8 @@ def test_code_runs(block, release, tmp_path, make_image, monkeypatch, request):
     code = block.replace("jinaai/jina-vlm", str(release / "checkpoint"))
     for name in ("examples/digits/model", "my-jina-vlm"):
         code = code.replace(name, str(DIGITS_MODEL))
-    code = code.replace('stage="instruction", bf16=True', "max_steps=1")
     exec(compile(code, request.node.name, "exec"), {"__name__": request.node.name})
+    assert (tmp_path / "tuned" / "model.safetensors").is_file() == ("trainer.save_model()" in code)
 
 
 def test_there_is_code_in_the_readme():
@@ -110,3 +113,8 @@ def test_parameters_are_those_of_the_default_configuration():
     counts, _ = parameters.parameters()
     text = read("docs/benchmarks.md")
     assert all(f"{number:,}" in text for number in counts.values())
+
+
+def test_the_memory_table_is_what_the_command_prints(capsys):
+    parameters.main(["--memory"])
+    assert capsys.readouterr().out in read("docs/faq.md")

@@ -4,19 +4,23 @@
 import copy
 import io
 import itertools
+import logging
+import re
 import subprocess
 import sys
 import warnings
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import torch
 from helpers import LAYOUTS, encode_base64, encode_image
 from reference import expected_tiles
-from transformers import AutoImageProcessor, BatchFeature, image_utils
+from transformers import AutoImageProcessor, BatchFeature
 
 from jvlm import JinaVLMImageProcessor
+from jvlm.processing import image_conversion, image_processing_jvlm
 
 
 @pytest.fixture
@@ -59,22 +63,116 @@ def test_return_tensors(image_processor, make_image, return_tensors):
         assert np.array_equal(np.asarray(outputs[name]), expected[name].numpy())
 
 
-MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16"]
+MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_pil_modes(image_processor, make_image, mode):
     """Images are converted to RGB by Pillow, as `load_image` does."""
-    grey = make_image(90, 130).convert("L")
-    image = {
-        "I": grey.convert("I"),
-        "I;16": grey.convert("I").convert("I;16"),
-        "F": grey.convert("F"),
-    }.get(mode) or make_image(90, 130).convert(mode)
+    image = make_image(90, 130).convert(mode)
     assert image.mode == mode
     expected = process(image_processor, image.convert("RGB"))
     assert_equal(process(image_processor, image), expected)
     assert_equal(process(image_processor, as_array(image.convert("RGB"))), expected)
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[str]:
+    """The warnings about images, without the filter that shows each only once."""
+    warned: list[str] = []
+    for module in (image_conversion, image_processing_jvlm):
+        monkeypatch.setattr(module.logger, "warning_once", warned.append)
+    return warned
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_modes_of_more_bits_are_arrays(image_processor, make_image, messages, mode):
+    image = make_image(90, 130).convert("L").convert(mode)
+    assert_equal(process(image_processor, image), process(image_processor, as_array(image)))
+    tiles = process(image_processor, image.convert("RGB"))["pixel_values"]
+    # Only the rounding to 8 bits differs.
+    torch.testing.assert_close(process(image_processor, image)["pixel_values"], tiles, rtol=0, atol=1.01 / 255)
+    assert not messages
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_images_are_scaled_to_8_bits(image_processor, make_image, messages, dtype, kind):
+    """White is 65535, as in Pillow's conversion of 16-bit colour files, and not clipped to 255."""
+    grey = make_image(90, 130).convert("L")
+    expected = process(image_processor, grey)
+    values = as_array(grey).astype(np.uint16) * 256 + 200
+    image = PIL.Image.fromarray(values.astype(dtype))
+    assert image.mode in ("I;16", "I;16B")
+    assert_equal(process(image_processor, image), expected)
+    assert_equal(process(image_processor, encode_image(image, kind)), expected)
+    assert not messages
+
+
+def test_dark_16_bit_images_give_a_warning(image_processor, make_image, messages):
+    """They may be 8-bit values in 16 bits."""
+    image = PIL.Image.fromarray(as_array(make_image(90, 130).convert("L")).astype(np.uint16))
+    process(image_processor, image)
+    assert len(messages) == 1
+    assert "65535 is white" in messages[0]
+    assert "astype" in messages[0]
+    messages.clear()
+    process(image_processor, PIL.Image.fromarray(np.zeros((60, 60), np.uint16)))
+    assert not messages, "black is black"
+
+
+def test_transparent_images_give_a_warning(image_processor, make_image, messages):
+    """Black ink on a transparent background is black on black without alpha."""
+    ink = make_image(90, 130).convert("L").point(lambda value: 255 if value < 100 else 0)
+    image = PIL.Image.new("RGBA", ink.size)
+    image.putalpha(ink)
+    palette = PIL.Image.open(io.BytesIO(encode_image(make_image(90, 130).quantize(16), transparency=3)))
+    grey = PIL.Image.merge("LA", [ink, ink])
+    colour = make_image(90, 130)
+    colour.info["transparency"] = colour.getpixel((3, 4))
+    array = as_array(image)
+    for given in (image, grey, palette, colour, encode_image(image), array, array.transpose(2, 0, 1)):
+        messages.clear()
+        process(image_processor, given)
+        assert len(messages) == 1
+    assert "alpha channel is dropped" in messages[0]
+    fix = re.search("pass `(.*)`", messages[0])[1]
+    fixed = eval(fix, {"PIL": PIL, "image": image})
+    messages.clear()
+    white = process(image_processor, fixed)
+    assert not messages, "the fix that the warning names works"
+    expected = PIL.Image.new("RGB", image.size, "white")
+    expected.paste("black", mask=ink)
+    assert_equal(white, process(image_processor, expected))
+
+
+def test_opaque_images_give_no_warning(image_processor, make_image, messages):
+    image = make_image(90, 130)
+    opaque = image.convert("RGBA")
+    unused = image.quantize(16)
+    unused.info["transparency"] = 200
+    floats = as_array(opaque).astype(np.float32)
+    for given in (opaque, opaque.convert("LA"), unused, as_array(opaque), floats, torch.from_numpy(floats)):
+        process(image_processor, given)
+    process(image_processor, floats / 255, do_rescale=False)
+    assert not messages
+
+
+def test_dropping_alpha_keeps_the_pixels_of_the_published_code(image_processor, make_image, messages):
+    """The published code converts with Pillow."""
+    image = make_image(90, 130)
+    image.putalpha(make_image(90, 130, 1).convert("L"))
+    assert_equal(process(image_processor, image), process(image_processor, image.convert("RGB")))
+    assert_equal(process(image_processor, as_array(image)), process(image_processor, image.convert("RGB")))
+
+
+def test_warnings_appear_once(image_processor, make_image, caplog):
+    image = make_image(90, 130).convert("RGBA")
+    image.putalpha(7)
+    logging.Logger.warning_once.cache_clear()
+    for _ in range(3):
+        process(image_processor, [image, image])
+    assert sum("alpha channel" in message for message in caplog.messages) == 1
 
 
 def test_palette_with_transparency(image_processor, make_image):
@@ -157,11 +255,102 @@ def test_floats_without_rescaling(image_processor, dtype):
 
 
 @pytest.mark.parametrize("resample", [PIL.Image.Resampling.BILINEAR, PIL.Image.Resampling.BICUBIC])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.int64, torch.bfloat16], ids=str)
 def test_dtypes_that_pytorch_hardly_supports(image_processor, dtype, resample):
     array = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (96, 136, 3), dtype=np.uint8)).to(dtype)
     outputs = process(image_processor, array, resample=resample)
     assert_equal(outputs, process(image_processor, array.float(), resample=resample))
+
+
+def test_boolean_arrays_are_black_and_white(image_processor, make_image):
+    """True is white, as in Pillow's mode 1, with and without rescaling."""
+    image = make_image(90, 130).convert("1")
+    array = as_array(image)
+    assert array.dtype == bool
+    expected = process(image_processor, image)
+    assert_equal(process(image_processor, array), expected)
+    assert_equal(process(image_processor, torch.from_numpy(array)), expected)
+    outputs = process(image_processor, array, do_rescale=False)
+    expected = process(image_processor, array.astype(np.float32), do_rescale=False)
+    assert_equal(outputs, expected)
+    assert outputs["pixel_values"].max() == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
+def test_values_from_0_to_1_give_a_warning(image_processor, make_image, messages, dtype):
+    """With `do_rescale`, they are nearly black."""
+    values = (as_array(make_image(90, 130)) > 127).astype(dtype)
+    for given in (values, torch.from_numpy(values)):
+        messages.clear()
+        process(image_processor, given)
+        assert len(messages) == 1
+        assert "`do_rescale=False`" in messages[0]
+    messages.clear()
+    process(image_processor, values, do_rescale=False)
+    process(image_processor, values, rescale_factor=1.0)
+    process(image_processor, values * 0)  # black
+    process(image_processor, values * 255)
+    assert not messages
+
+
+def test_8_bit_values_without_rescaling_give_a_warning(image_processor, make_image, messages):
+    image = make_image(90, 130)
+    for given in (image, as_array(image), as_array(image).astype(np.float32)):
+        messages.clear()
+        process(image_processor, given, do_rescale=False)
+        assert len(messages) == 1
+        assert "`do_rescale=False`" in messages[0]
+    messages.clear()
+    process(image_processor, image, do_rescale=False, image_mean=127.5, image_std=127.5)
+    process(image_processor, image, do_rescale=False, do_normalize=False)
+    process(image_processor, as_array(image) / 255, do_rescale=False)
+    assert not messages
+
+
+def test_pillow_floats_from_0_to_1(image_processor, make_image, messages):
+    image = make_image(90, 130).convert("L")
+    floats = PIL.Image.fromarray(as_array(image).astype(np.float32) / 255)
+    process(image_processor, floats)
+    assert "`do_rescale=False`" in messages.pop()
+    expected = process(image_processor, image, resize_in_float32=True)["pixel_values"]
+    outputs = process(image_processor, floats, do_rescale=False)["pixel_values"]
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
+    assert not messages
+
+
+def test_values_out_of_range(image_processor, make_image):
+    """16-bit values, normalized values and other values that are no pixels are errors with the image's index."""
+    image = as_array(make_image(90, 130))
+    as_16_bits = image.astype(np.uint16) * 257
+    for wrong, low, high in (
+        (as_16_bits, as_16_bits.min(), as_16_bits.max()),
+        (torch.from_numpy(as_16_bits), as_16_bits.min(), as_16_bits.max()),
+        (PIL.Image.fromarray(as_16_bits[..., 0].astype(np.int32)), as_16_bits[..., 0].min(), as_16_bits[..., 0].max()),
+        (image.astype(np.float32) / 127.5 - 1, None, None),
+        (image.astype(np.int16) - 300, None, None),
+        (PIL.Image.fromarray(image[..., 0].astype(np.float32) * 2), None, None),
+    ):
+        with pytest.raises(ValueError, match=r"Image 1: an image has values from .* to .*`do_rescale=False`") as error:
+            process(image_processor, [image, wrong])
+        if low is not None:
+            assert f"from {low:g} to {high:g}" in str(error.value)
+    # The fix that the error names gives the right tiles.
+    outputs = process(image_processor, as_16_bits, rescale_factor=1 / 65535)["pixel_values"]
+    expected = process(image_processor, image, resize_in_float32=True)["pixel_values"]
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
+    # Images that were resized in floating point may leave the range by less than half a level.
+    process(image_processor, image.astype(np.float32).clip(0.4, 254.6) + 0.3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("do_rescale", [True, False])
+def test_values_that_are_not_finite(image_processor, make_image, value, do_rescale):
+    wrong = as_array(make_image(90, 130)).astype(np.float32) / 255
+    wrong[3, 4, 1] = value
+    good = np.full((60, 60, 3), 0.5, np.float32)
+    for given in (wrong, torch.from_numpy(wrong).half(), PIL.Image.fromarray(wrong[..., 1])):
+        with pytest.raises(ValueError, match=r"Image 2: an image has values that are not finite"):
+            process(image_processor, [good, good, given], do_rescale=do_rescale)
 
 
 def test_floats_with_rescaling(image_processor, make_image):
@@ -199,25 +388,8 @@ def test_paths_and_base64(image_processor, make_image, tmp_path, monkeypatch):
             assert_equal(process(image_processor, images), expected)
 
 
-def test_url(image_processor, make_image, monkeypatch):
-    image = make_image(90, 130)
-    requested = []
-
-    class Response:
-        content = encode_image(image)
-
-    def get(url, **kwargs):
-        requested.append(url)
-        return Response
-
-    monkeypatch.setattr(image_utils.httpx, "get", get)
-    outputs = process(image_processor, "https://example.com/image.png")
-    assert requested == ["https://example.com/image.png"]
-    assert_equal(outputs, process(image_processor, image))
-
-
-def test_orientation_tag(image_processor, make_image, tmp_path):
-    """Files are rotated by their orientation tag, as `load_image` does. PIL images are not."""
+def test_orientation_tag(image_processor, make_image, tmp_path, messages):
+    """Files are rotated by their orientation tag, as `load_image` does. PIL images are not, with a warning."""
     image = make_image(60, 200)
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # a rotation by 90 degrees
@@ -225,9 +397,15 @@ def test_orientation_tag(image_processor, make_image, tmp_path):
     image.save(path, exif=exif)
     upright = image.transpose(PIL.Image.Transpose.ROTATE_270)
     assert_equal(process(image_processor, str(path)), process(image_processor, upright))
+    assert not messages
     opened = PIL.Image.open(path)
     assert opened.getexif()[0x0112] == 6
     assert_equal(process(image_processor, opened), process(image_processor, image))
+    assert len(messages) == 1
+    assert "`PIL.ImageOps.exif_transpose(image)`" in messages[0]
+    messages.clear()
+    assert_equal(process(image_processor, PIL.ImageOps.exif_transpose(opened)), process(image_processor, upright))
+    assert not messages
 
 
 def reference_tiles(array: np.ndarray, image_processor, **kwargs) -> torch.Tensor:

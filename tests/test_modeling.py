@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 import transformers
+from helpers import CACHE, checkpoint_activations
 from packaging.version import Version
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen3Model, SiglipVisionModel, StaticCache
@@ -59,7 +60,7 @@ def test_output(build_model, build_inputs, layout):
     assert outputs.loss is None
     num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
     assert outputs.image_hidden_states.shape == (num_tokens, 32)
-    assert outputs.past_key_values.get_seq_length() == length
+    assert outputs[CACHE].get_seq_length() == length
     assert torch.isfinite(outputs.logits).all()
     as_tuple = model(**inputs, return_dict=False)
     assert torch.equal(as_tuple[0], outputs.logits)
@@ -156,7 +157,18 @@ def test_one_tuple_entry_per_image(build_model, build_processor, make_image, lay
     base = model.model.get_image_features(*tiles).pooler_output
     image_token = model.get_input_embeddings().weight[model.config.image_token_id]
     assert torch.equal(torch.cat(base), torch.cat(features))
-    assert torch.equal(model(**inputs).image_hidden_states + image_token, torch.cat(features))
+    outputs = model(**inputs)
+    assert torch.equal(outputs.image_hidden_states + image_token, torch.cat(features))
+    # Outputs have it as models of Transformers 5.24 do, and take it in place of pixels.
+    assert torch.equal(torch.cat(outputs.image_outputs.pooler_output), torch.cat(features))
+    assert [len(entry) for entry in outputs.image_outputs.pooler_output] == [len(entry) for entry in features]
+    again = model(inputs["input_ids"], mm_encoder_outputs={"image": outputs.image_outputs})
+    assert again.image_outputs is outputs.image_outputs
+    torch.testing.assert_close(again.logits, outputs.logits, rtol=0, atol=1e-5)
+    assert outputs.image_outputs.hidden_states is None
+    assert "last_hidden_state" not in outputs.image_outputs
+    tower = model(**inputs, output_hidden_states=True).image_outputs.hidden_states
+    assert len(tower) == 1 + model.config.num_vision_blocks
 
 
 def pooled_by_hand(model, features: torch.Tensor, is_last_tile: bool) -> torch.Tensor:
@@ -343,7 +355,7 @@ def test_gradient_checkpointing(build_model, build_inputs, count_calls, layout):
     model, inputs = build_model(layout).train(), build_inputs(layout)
     assert model.supports_gradient_checkpointing
     loss, grads = gradients(model, inputs)
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     calls = [
         count_calls(layers[0].mlp)
         for layers in (model.model.vision_tower.encoder.layers, model.model.language_model.layers)
@@ -422,7 +434,7 @@ def test_caches(build_model, build_inputs, layout):
     static = model.generate(**inputs, **GREEDY, cache_implementation="static", disable_compile=True)
     assert torch.equal(static, expected)
     cache = StaticCache(model.config.get_text_config(), max_cache_len=expected.shape[1])
-    assert torch.equal(model.generate(**inputs, **GREEDY, past_key_values=cache), expected)
+    assert torch.equal(model.generate(**inputs, **GREEDY, **{CACHE: cache}), expected)
 
 
 @torch.no_grad
@@ -435,12 +447,12 @@ def test_continuing_a_cache(build_model, build_inputs, layout):
     position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
     whole = {**inputs, "input_ids": sequence, "attention_mask": mask, "position_ids": position_ids}
     expected = model(**whole).logits[:, length:]
-    past = model(**inputs, position_ids=position_ids[:, :length]).past_key_values
+    past = model(**inputs, position_ids=position_ids[:, :length])[CACHE]
     logits = model(
         input_ids=sequence[:, length:],
         attention_mask=mask,
         position_ids=position_ids[:, length:],
-        past_key_values=past,
+        **{CACHE: past},
     ).logits
     assert logits.shape[1] == 8
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
@@ -502,7 +514,7 @@ def test_images_in_a_cache_are_not_encoded_again(
         if answer is not None:
             messages += [assistant(answer), user(*more, "And now?")]
         inputs = chat_inputs(processor, messages)
-        output = model.generate(**inputs, **GREEDY, past_key_values=cache)
+        output = model.generate(**inputs, **GREEDY, **{CACHE: cache})
         num_tiles = sum(shape[0] for shape in calls)
         calls.clear()
         expected = model.generate(**inputs, **GREEDY)
@@ -533,11 +545,11 @@ def test_prefill_in_chunks(build_model, build_inputs, layout):
 def test_a_cache_that_ends_within_an_image(build_model, build_processor, make_image, user):
     model, inputs = build_model(), chat_inputs(build_processor(), [user(make_image(90, 130), "Which of the two?")])
     cache = DynamicCache(config=model.config.get_text_config())
-    model.generate(**inputs, **GREEDY, past_key_values=cache)
+    model.generate(**inputs, **GREEDY, **{CACHE: cache})
     is_image = inputs["input_ids"][0] == model.config.image_token_id
     cache.crop(int(is_image.nonzero()[5]) - cache.get_seq_length())
     with pytest.raises(ValueError, match="ends within an image"):
-        model.generate(**inputs, **GREEDY, past_key_values=cache)
+        model.generate(**inputs, **GREEDY, **{CACHE: cache})
 
 
 @layouts
@@ -555,12 +567,12 @@ def test_beams_answer_as_for_samples_alone(build_model, build_processor, make_im
 @layouts
 def test_image_tokens_are_never_written(build_model, build_inputs, layout):
     model, inputs = build_model(layout), build_inputs(layout)
-    first = min(model.config.image_token_id, model.config.image_start_token_id)
+    image_tokens = torch.tensor(model.config.suppressed_token_ids)
     with torch.no_grad():
         # A head that likes nothing better than image tokens.
-        model.lm_head.weight[first:] = 10 * model.lm_head.weight[:first].abs().max() * torch.randn(32)
+        model.lm_head.weight[image_tokens] = 10 * model.lm_head.weight.abs().max() * torch.randn(32)
     output = model.generate(**inputs, **GREEDY, num_return_sequences=1)[:, inputs["input_ids"].shape[1] :]
-    assert (output < first).all()
+    assert not torch.isin(output, image_tokens).any()
 
 
 # Embedding tables

@@ -5,9 +5,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +22,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "jvlm"
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
-FOLDERS = [name.removeprefix("jvlm.") for name in PACKAGES if name != "jvlm"]
+NOT_TOP_LEVEL = {"jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli", "jvlm.shipped_model": "examples/digits/model"}
+FOLDERS = [name.removeprefix("jvlm.") for name in PACKAGES if name not in NOT_TOP_LEVEL]
 needs_links = pytest.mark.skipif(
     not any(path.is_symlink() for path in PACKAGE.iterdir()), reason="This checkout has no symbolic links."
 )
@@ -30,7 +34,7 @@ def test_every_package_is_listed_once():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert len(PACKAGES) == len(set(PACKAGES))
     assert "jvlm" in PACKAGES
-    assert links | folders <= set(FOLDERS)
+    assert links | folders <= {*FOLDERS, "shipped_model"}
     # Every folder of the repository whose modules belong to `jvlm` imports them relatively.
     relative = re.compile(r"^from \.\.\w+", re.MULTILINE)
     of_jvlm = {path.parent.name for path in ROOT.glob("*/*.py") if relative.search(path.read_text())}
@@ -96,6 +100,37 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
+@needs_links
+def test_sdist_and_wheel_are_complete(tmp_path):
+    """The wheel is built from the sdist. Both hold all modules, the shipped model and its samples."""
+    pytest.importorskip("setuptools")
+    source, dist = tmp_path / "source", tmp_path / "dist"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in (*FOLDERS, "src", "examples/digits/model"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, source / name)
+    build = [sys.executable, "-c", "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"]
+    subprocess.run([*build, "build_sdist", str(dist)], cwd=source, capture_output=True, check=True)
+    sdist = next(dist.glob("*.tar.gz"))
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    unpacked = tmp_path / "unpacked" / sdist.name.removesuffix(".tar.gz")
+    subprocess.run([*build, "build_wheel", str(dist)], cwd=unpacked, capture_output=True, check=True)
+    with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
+        found = set(archive.namelist())
+    expected = {
+        str(path.relative_to(ROOT / "src"))
+        for package in ("jvlm", "jvlm_cli")
+        for folder in (ROOT / "src" / package, *(path for path in (ROOT / "src" / package).iterdir() if path.is_dir()))
+        for path in folder.glob("*.py")
+    }
+    assert {f"jvlm/{folder}/__init__.py" for folder in FOLDERS} <= expected
+    model = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "samples/page-1x1.png"}
+    assert expected | {f"jvlm/shipped_model/{name}" for name in model} <= found
+    assert not [name for name in found if name.startswith(("tests", "examples"))]
+
+
 @pytest.mark.parametrize("linked", [True, False])
 def test_without_links_setup_takes_the_top_level_folders(tmp_path, linked):
     pytest.importorskip("setuptools")
@@ -114,7 +149,7 @@ def test_without_links_setup_takes_the_top_level_folders(tmp_path, linked):
     if linked:
         assert found == {"": "src"}
     else:
-        assert found == {"jvlm": "src/jvlm", **{f"jvlm.{folder}": folder for folder in FOLDERS}}
+        assert found == {**NOT_TOP_LEVEL, **{f"jvlm.{folder}": folder for folder in FOLDERS}}
 
 
 def test_the_scheduled_workflow_runs_every_set_of_versions():
@@ -125,4 +160,5 @@ def test_the_scheduled_workflow_runs_every_set_of_versions():
     spec.loader.exec_module(matrix)
     sets = matrix.version_sets()
     assert workflow["jobs"]["matrix"]["strategy"]["matrix"]["versions"] == list(sets)
+    assert sets.pop("latest releases") == []  # to notice new releases of every dependency
     assert all(any(pin.startswith("torch==") for pin in pins) for pins in sets.values())

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoProcessor, AutoTokenizer
 
 from jvlm import JinaVLMImageProcessor, JinaVLMProcessor, add_image_tokens
+from jvlm.processing.prompt_format import CHAT_TEMPLATES
 
 
 QUESTION = "What is the name of this lady?"
@@ -388,18 +389,20 @@ def test_assistant_mask_of_a_single_chat(build_processor, make_image, user, assi
 
 
 def test_assistant_mask_with_the_published_tokenizer(released_processor, make_image, user, assistant):
-    """The default template marks answers for the mask, the published one does not. The mask excludes the BOS token."""
-    released_processor.chat_template = JinaVLMProcessor(
-        released_processor.image_processor, released_processor.tokenizer
-    ).chat_template
+    """The default template ends answers with the EOS token, the published one does not. The BOS token is no answer."""
     chat = [user(make_image(300, 400), "describe the image."), assistant("a red circle")]
-    inputs = released_processor.apply_chat_template(
-        chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
-    )
-    assert inputs["input_ids"][0, 0] == 392
-    mask = torch.as_tensor(inputs["assistant_masks"])[0]
-    answers = masked_texts(released_processor, inputs["input_ids"][0].tolist(), mask.tolist())
-    assert answers == [" a red circle<|endoftext|>"]
+    for template, end in ((None, ""), (CHAT_TEMPLATES["stitched"], "<|endoftext|>")):
+        inputs = chat_inputs(
+            released_processor,
+            chat,
+            chat_template=template,
+            add_generation_prompt=False,
+            return_assistant_tokens_mask=True,
+        )
+        assert inputs["input_ids"][0, 0] == 392
+        mask = torch.as_tensor(inputs["assistant_masks"])[0]
+        answers = masked_texts(released_processor, inputs["input_ids"][0].tolist(), mask.tolist())
+        assert answers == [f" a red circle{end}"]
 
 
 # SentencePiece, saving
@@ -505,13 +508,13 @@ def test_save_and_load(build_processor, make_image, tmp_path, layout):
         assert torch.equal(before[name], after[name]), name
 
 
-def test_published_processor_can_be_saved_and_loaded(released_processor, release, make_image, tmp_path):
+def test_published_processor_can_be_saved_and_loaded(released_processor, make_image, tmp_path):
     assert released_processor.add_bos_token is True
-    assert released_processor.chat_template == (release / "checkpoint" / "chat_template.jinja").read_text()
     released_processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == released_processor.to_dict()
     assert loaded.add_bos_token is True
+    assert loaded.chat_template == released_processor.chat_template
     kwargs = {
         "images": make_image(300, 600),
         "text": " User: <|image|>a red circle Assistant:",

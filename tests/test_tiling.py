@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reference import reference_grid, reference_positions
 
-from jvlm.processing.tiling import TileGeometry
+from jvlm.processing.tiling import MAX_CROPS, TileGeometry, _grids
 
 
 FIGURE = TileGeometry(378, 14, (4, 4), 2, (13, 14), "independent")
@@ -64,7 +64,11 @@ def test_numbers_of_the_figure():
 
 
 @pytest.mark.parametrize("max_crops", [1, 2, 5, 12, 24])
-@pytest.mark.parametrize("geometry", [FIGURE, GEOMETRIES[8], GEOMETRIES[10]], ids=["378", "384", "56"])
+@pytest.mark.parametrize(
+    "geometry",
+    [FIGURE, RELEASE, GEOMETRIES[8], GEOMETRIES[10], GEOMETRIES[11], GEOMETRIES[12]],
+    ids=["figure", "release", "384 stitched", "56 stitched", "56 independent", "224 independent"],
+)
 def test_select_grid(geometry, max_crops):
     overlap, stride = geometry.overlap, geometry.stride
     sides = [1, 2, overlap - 1, overlap, overlap + 1, geometry.tile_size]
@@ -75,6 +79,53 @@ def test_select_grid(geometry, max_crops):
     for height, width in sizes:
         expected = reference_grid(geometry, height, width, max_crops)
         assert geometry.select_grid(height, width, max_crops) == expected, (height, width)
+
+
+@pytest.mark.parametrize("max_crops", [1, 5, 12])
+def test_layouts_differ_only_for_sides_shorter_than_the_overlap(max_crops):
+    """The grids of all other sizes are those of the published code."""
+    rng = np.random.default_rng(1)
+    sides = [112, 113, 114, 378, *rng.integers(112, 6000, 30).tolist()]
+    for size in itertools.product(sides, repeat=2):
+        assert FIGURE.select_grid(*size, max_crops) == RELEASE.select_grid(*size, max_crops), size
+
+
+@pytest.mark.parametrize(("height", "width"), [(1200, 60), (1200, 111), (1200, 112), (1200, 113), (1200, 1)])
+def test_narrow_images_keep_the_tiles_of_their_long_side(height, width):
+    """1200 pixels need 5 tiles, 5 · 266 + 112 = 1442, however narrow the image is."""
+    assert FIGURE.select_grid(height, width, 12) == (5, 1)
+    assert FIGURE.select_grid(width, height, 12) == (1, 5)
+    # The published code squashes images with a side shorter than the overlap to one tile.
+    expected = (1, 1) if width < 112 else (5, 1)
+    assert RELEASE.select_grid(height, width, 12) == expected
+    assert RELEASE.select_grid(width, height, 12) == expected[::-1]
+
+
+@pytest.mark.parametrize("geometry", [FIGURE, GEOMETRIES[11], GEOMETRIES[12]], ids=["378", "56", "224"])
+@pytest.mark.parametrize("max_crops", [1, 2, 7, 12])
+def test_grids_do_not_change_below_the_overlap(geometry, max_crops):
+    """A side up to the overlap plus one pixel is one tile, and the tiles of the other side grow with that side."""
+    counts = []
+    for long_side in range(1, 14 * geometry.stride, 7):
+        narrow = {1, geometry.overlap // 2, geometry.overlap - 1, geometry.overlap, geometry.overlap + 1}
+        grids = {geometry.select_grid(long_side, side, max_crops) for side in narrow}
+        assert len(grids) == 1, long_side
+        rows, cols = grids.pop()
+        assert cols == 1
+        assert {geometry.select_grid(side, long_side, max_crops) for side in narrow} == {(1, rows)}
+        counts.append(rows)
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, max_crops)
+
+
+def test_number_of_crops_is_limited():
+    """An absurd number is an error before the candidates are built, and no candidates of it are cached."""
+    cached = _grids.cache_info().currsize
+    for max_crops in (0, -1, MAX_CROPS + 1, 300_000, 10**18):
+        with pytest.raises(ValueError, match=rf"`max_crops` must be from 1 to 1024, got {max_crops}\."):
+            FIGURE.select_grid(500, 500, max_crops)
+    assert _grids.cache_info().currsize == cached
+    assert FIGURE.select_grid(100_000, 100_000, MAX_CROPS) == (32, 32)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

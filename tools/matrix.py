@@ -4,8 +4,7 @@
 
 Each set of versions gets its own virtual environment in build/matrix. "oldest" has every lower bound of
 pyproject.toml. "newest" is constraints.txt. "newest, oldest PyTorch" is constraints.txt with the
-lower bound of PyTorch. "latest releases" pins only PyTorch, as in constraints.txt, and has the newest release of
-everything else.
+lower bound of PyTorch. "latest releases" has no constraints: it shows what the next `pip install` brings.
 """
 
 import re
@@ -26,17 +25,13 @@ def version_sets() -> dict[str, list[str]]:
     declared = [*project["dependencies"], *project["optional-dependencies"]["test"]]
     oldest = [f"{bound[1]}=={bound[2]}" for each in declared if (bound := re.match(r"([\w.-]+)>=([\w.]+)", each))]
     newest = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
-    oldest_torch, newest_torch = (next(pin for pin in pins if pin.startswith("torch==")) for pins in (oldest, newest))
+    oldest_torch = next(pin for pin in oldest if pin.startswith("torch=="))
     return {
         "oldest": oldest,
         "newest": newest,
-        "newest, oldest PyTorch": _with(oldest_torch, newest),
-        "latest releases": [newest_torch],
+        "newest, oldest PyTorch": [oldest_torch if pin.startswith("torch==") else pin for pin in newest],
+        "latest releases": [],
     }
-
-
-def _with(torch: str, pins: list[str]) -> list[str]:
-    return [torch if pin.startswith("torch==") else pin for pin in pins]
 
 
 def run(name: str, pins: list[str]) -> tuple[bool, list[str]]:

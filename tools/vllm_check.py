@@ -100,7 +100,7 @@ def random_stitched_checkpoint(folder: Path) -> Path:
     assert connector.last_tile_embedding is not None, "The stitched layout has an embedding of the last tile."
     torch.nn.init.normal_(connector.last_tile_embedding)
     # As in the published checkpoint. vLLM does not suppress image tokens, so they must be improbable.
-    model.lm_head.weight.data[model.config.suppressed_token_ids] = 0
+    model.lm_head.weight.data[min(model.config.suppressed_token_ids) :] = 0
     model.to(model.config.dtype).save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(DIGITS)
     processor.image_processor.layout = "stitched"

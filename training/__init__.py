@@ -3,6 +3,7 @@
 
 from .data_collator import DataCollatorForJinaVLM
 from .trainer import STAGES, JinaVLMTrainer, JinaVLMTrainingArguments, last_complete_checkpoint
+from .trl_processor import processor_for_trl
 
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "JinaVLMTrainer",
     "JinaVLMTrainingArguments",
     "last_complete_checkpoint",
+    "processor_for_trl",
 ]

@@ -32,9 +32,10 @@ from transformers import (
     set_seed,
 )
 
-from examples.finetune import draw_losses, finetune
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
-from jvlm.training import JinaVLMTrainingArguments
+from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
+from jvlm.training.evaluation import draw_log
+from jvlm.training.finetune import finetune
 
 from .pages import DESCRIBE, MAX_DIGITS, QUESTIONS, DigitPages
 from .vision_tower import train_vision_tower
@@ -171,14 +172,15 @@ def train(args: DigitsArguments) -> Path:
                 **settings,
             )
             model = AutoModelForImageTextToText.from_pretrained(start)
-            trainer = finetune(model, AutoProcessor.from_pretrained(start), training_args, rows)
+            collator = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(start))
+            trainer = finetune(model, collator, training_args, rows)
             (output / name / LOG).write_text(json.dumps(trainer.state.log_history))
         start = output / name
     AutoModelForImageTextToText.from_pretrained(start, dtype="bfloat16").save_pretrained(output / "model")
     AutoProcessor.from_pretrained(start).save_pretrained(output / "model")
     logs = {name: json.loads((output / name / LOG).read_text()) for name in ("vision_tower", *stages(args))}
     (output / "model" / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
-    draw_losses(logs, output / "model" / "losses.png")
+    draw_log(logs, output / "model" / "losses.png")
     return output / "model"
 
 

@@ -1,13 +1,9 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""
-The command `transformers` with JinaVLM's classes registered:
-
-    python -m jvlm serve examples/digits/model
-"""
+"""The command `jvlm`, as `python -m jvlm`."""
 
 import sys
 
-from transformers.cli.transformers import main
+from jvlm_cli.main import main
 
 
 if __name__ == "__main__":

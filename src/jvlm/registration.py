@@ -46,6 +46,8 @@ def register() -> None:
     AutoModelForMultimodalLM.register(JinaVLMConfig, JinaVLMForConditionalGeneration, exist_ok=True)
     modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["jvlm"] = JinaVLMForConditionalGeneration.__name__
+    # TRL looks up the class that a configuration names, to load a model from a path.
+    setattr(transformers, JinaVLMForConditionalGeneration.__name__, JinaVLMForConditionalGeneration)
     register_checkpoint_conversion_mapping("jvlm", published_weights(), overwrite=True)
     for module in (transformers, auto, modeling_auto):
         if not hasattr(module, "AutoModelForVision2Seq"):

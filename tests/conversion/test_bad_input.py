@@ -3,20 +3,28 @@
 
 import errno
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from jvlm.conversion_scripts import checkpoint_folder
 from jvlm.conversion_scripts import convert_release as convert_module
+from jvlm.conversion_scripts.command_line import argument_parser, run
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
 from jvlm.conversion_scripts.convert_release import convert_release, main
 from jvlm.conversion_scripts.export_to_hub import export_to_hub
+from jvlm.conversion_scripts.output_folder import new_folder
 from jvlm.conversion_scripts.verify import verify
 
 
@@ -85,6 +93,116 @@ def test_index_does_not_match_the_files(published, changed_copy, refused):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     message = "lacks weights that .*model.safetensors.index.json assigns to it: lm_head.weight"
     refused(ValueError, message, convert_release, folder)
+
+
+@pytest.mark.parametrize("target", ["../outside.safetensors", "parts/../../outside.safetensors", "absolute"])
+def test_index_that_leaves_the_folder(published, converted, changed_copy, refused, tmp_path, target):
+    folder = in_shards(changed_copy(published))
+    part = (folder / "model-00002-of-00002.safetensors").rename(tmp_path / "outside.safetensors")
+    (folder / "parts").mkdir()
+    file = folder / "model.safetensors.index.json"
+    target = str(part) if target == "absolute" else target
+    file.write_text(file.read_text().replace(part.name, target).replace("model-00002-of-00002.safetensors", target))
+    message = f"model.safetensors.index.json assigns .* to '{target}', which lies outside of its folder"
+    refused(ValueError, message, convert_release, folder)
+    refused(ValueError, message, export_to_hub, folder)
+    with pytest.raises(ValueError, match=message):
+        verify(folder, converted)
+    for auto_class in (AutoModelForImageTextToText, AutoModel):
+        with pytest.raises(ValueError, match=message):
+            auto_class.from_pretrained(folder)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForImageTextToText.from_pretrained(folder.parent, subfolder=folder.name)
+    file.rename(folder / "model.safetensors.index.fp16.json")
+    with pytest.raises(ValueError, match="lies outside of its folder"):
+        AutoModelForImageTextToText.from_pretrained(folder, variant="fp16")
+
+
+def hub_cache(folder: Path, cache: Path) -> Path:
+    """A downloaded repository `somebody/small`. As in the cache of huggingface_hub, its files link to `blobs`."""
+    repository = cache / "models--somebody--small"
+    snapshot = repository / "snapshots" / ("0123abcd" * 5)
+    for path in (repository / "blobs", snapshot, repository / "refs"):
+        path.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(file, repository / "blobs" / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    return snapshot
+
+
+def test_links_of_the_hub_cache_are_followed(published, changed_copy, tmp_path):
+    snapshot = hub_cache(in_shards(changed_copy(published)), tmp_path / "cache")
+    weights = load_file(convert_release(snapshot, tmp_path / "converted") / "model.safetensors")
+    model = AutoModelForImageTextToText.from_pretrained("somebody/small", cache_dir=tmp_path / "cache")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_index_on_the_hub_that_leaves_the_folder(published, changed_copy, tmp_path):
+    folder = in_shards(changed_copy(published))
+    (folder / "model-00002-of-00002.safetensors").rename(tmp_path / "outside.safetensors")
+    file = folder / "model.safetensors.index.json"
+    file.write_text(file.read_text().replace("model-00002-of-00002.safetensors", "../../../../outside.safetensors"))
+    assert (hub_cache(folder, tmp_path / "cache") / "../../../../outside.safetensors").is_file()
+    with pytest.raises(ValueError, match=r"index.json assigns .* to '.*', which lies outside of its folder"):
+        AutoModelForImageTextToText.from_pretrained("somebody/small", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{", "index.json is damaged or truncated"),
+        ("[]", "index.json is damaged .*JSON object, not list"),
+        ("{}", "index.json is damaged .*`weight_map` must be an object, got None"),
+        ('{"weight_map": ["a.safetensors"], "metadata": {}}', "`weight_map` must be an object, got .'a.safetensors'"),
+        ('{"weight_map": {}, "metadata": 3}', "`metadata` must be an object, got 3"),
+        ('{"weight_map": {"a": 3}, "metadata": {}}', "assigns a to 3, which is not a safetensors file"),
+        ('{"weight_map": {"a": "a.bin"}, "metadata": {}}', "assigns a to 'a.bin', which is not a safetensors file"),
+        ("[" * 100_000, "index.json is damaged"),
+    ],
+)
+def test_broken_index(published, changed_copy, refused, index, message):
+    folder = in_shards(changed_copy(published))
+    (folder / "model.safetensors.index.json").write_text(index)
+    refused(ValueError, message, convert_release, folder)
+    with pytest.raises(ValueError, match=message):
+        AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def test_other_files_do_not_matter(published, converted, changed_copy, tmp_path):
+    folder = changed_copy(published)
+    for name in ("notes.json", "model.safetensors.index.json", "old.jinja", "optimizer.safetensors"):
+        (folder / name).write_bytes(b"\xff{")  # Transformers does not read an index beside model.safetensors
+    weights = load_file(convert_release(folder, tmp_path / "converted") / "model.safetensors")
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in load_file(converted / "model.safetensors").items()
+    )
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is damaged"):
+        AutoProcessor.from_pretrained(folder)
+
+
+def test_single_file_wins_over_an_index(published, changed_copy, tmp_path):
+    folder = changed_copy(published)
+    shutil.copyfile(folder / "model.safetensors", tmp_path / "new.safetensors")
+    in_shards(folder)
+    tensors = load_file(tmp_path / "new.safetensors")
+    tensors["lm_head.weight"] *= 2
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    weights = load_file(convert_release(folder, tmp_path / "converted") / "model.safetensors")
+    assert torch.equal(weights["lm_head.weight"][:512], tensors["lm_head.weight"])
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert torch.equal(model.lm_head.weight[:512], tensors["lm_head.weight"])
+
+
+def test_other_weights_named_in_the_configuration(published, changed_copy, refused, monkeypatch):
+    folder = changed_copy(published, config=lambda config: config.update(transformers_weights="adapter_model.bin"))
+    torch.save(load_file(folder / "model.safetensors"), folder / "adapter_model.bin")
+    monkeypatch.setattr(torch, "load", pytest.fail)
+    message = "`transformers_weights` is 'adapter_model.bin': remove it"
+    refused(ValueError, message, convert_release, folder)
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        AutoModelForImageTextToText.from_pretrained(folder)
 
 
 def test_pickled_weights_are_not_read(published, changed_copy, refused):
@@ -250,13 +368,106 @@ def test_disk_fills_up_while_writing(published, converted, refused, monkeypatch,
 
 def test_interrupted_program_leaves_no_files(tmp_path):
     def write_and_stop():
-        with checkpoint_folder.new_folder(tmp_path / "target" / "output") as folder:
+        with new_folder(tmp_path / "target" / "output") as folder:
             (folder / "file").write_text("half of it")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_and_stop()
     assert list((tmp_path / "target").iterdir()) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs the signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_terminated_program_leaves_no_files(tmp_path, name):
+    number = getattr(signal, name)
+
+    def write_and_stop():
+        with new_folder(tmp_path / "target" / "output") as folder:
+            (folder / "file").write_text("half of it")
+            os.kill(os.getpid(), number)
+            pytest.fail("The signal did not end the program.")
+
+    with pytest.raises(SystemExit) as error:
+        run(argument_parser("program", None), write_and_stop, [])
+    assert error.value.code == 128 + number
+    assert list((tmp_path / "target").iterdir()) == []
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs the signals of POSIX")
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        parser = argument_parser("program", None)
+        assert run(parser, lambda: os.kill(os.getpid(), signal.SIGHUP) or "finished", []) == "finished"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_programs_run_in_any_thread():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(run, argument_parser("program", None), lambda: "finished", []).result() == "finished"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    def write_and_wait(folder: Path):
+        os.setpgid(0, 0)
+        with new_folder(folder / "output") as output:
+            (output / "file").write_text("half of it")
+            (tmp_path / "ready").touch()
+            time.sleep(100)
+
+    target = tmp_path / "target"
+    other = target / ".output-notes"  # not one of ours
+    other.mkdir(parents=True)
+    process = multiprocessing.get_context("fork").Process(target=write_and_wait, args=(target,))
+    process.start()
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    (running,) = set(target.iterdir()) - {other}
+    with pytest.raises(KeyboardInterrupt), new_folder(target / "output"):
+        raise KeyboardInterrupt
+    assert (running / "output" / "file").is_file()  # in use
+    process.kill()
+    process.join()
+    with new_folder(target / "output-2"):
+        assert running.exists()
+    with new_folder(target / "output"):
+        assert not running.exists()
+    assert sorted(path.name for path in target.iterdir()) == [".output-notes", "output", "output-2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("config.json", '{"model_type": "jvlm", "vision_config": {"patch_size": 0}}', "`patch_size`"),
+        ("config.json", '{"model_type": "jvlm", "pooling_size": "2"}', "pooling_size"),
+        ("config.json", "[]", "config.json"),
+        ("processor_config.json", '{"image_processor": 3}', "copy-0"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": 3}', "copy-0"),
+        ("generation_config.json", '{"watermarking_config": 3}', "copy-0"),
+    ],
+)
+def test_damaged_settings_give_an_error_in_one_line(converted, changed_copy, tmp_path, capsys, name, content, word):
+    folder = changed_copy(converted)
+    (folder / name).write_text(content)
+    with pytest.raises(SystemExit) as error:
+        main(["--checkpoint", str(folder), "--output", str(tmp_path / "output"), "--reverse"])
+    assert error.value.code == 1
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("convert_release: error: ")
+    assert word in last
+    assert not (tmp_path / "output").exists()
+
+
+def test_damaged_settings_of_a_source(siglip, qwen3, changed_copy, refused):
+    folder = changed_copy(siglip, config=lambda config: config["vision_config"].update(patch_size="x"))
+    refused(ValueError, f"{folder} cannot be loaded", compose_from_pretrained, folder, qwen3(True))
+    folder = changed_copy(qwen3(True), config=lambda config: config.update(rope_parameters=3))
+    refused(ValueError, f"{folder}", compose_from_pretrained, siglip, folder)
 
 
 def test_program_prints_errors_in_one_line(published, tmp_path, capsys):

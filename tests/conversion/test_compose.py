@@ -67,7 +67,7 @@ def test_folder_is_complete(composed, qwen3, tied, layout):
     assert config.text_config.vocab_size == 384
     assert tokenizer.convert_tokens_to_ids(["<im_start>", "<im_patch>"]) == [320, 322]
     assert (config.image_start_token_id, config.image_token_id) == (320, 322)
-    assert generation.suppress_tokens == list(range(320, 384))
+    assert generation.suppress_tokens == list(range(320, 324))
     assert tokenizer.eos_token_id in config.text_config.eos_token_id
     assert generation.eos_token_id == tokenizer.eos_token_id
     assert generation.pad_token_id == tokenizer.pad_token_id
@@ -92,12 +92,17 @@ def test_new_rows_are_near_the_mean_and_distinct(composed, qwen3, tied):
     weights = load_file(composed / "model.safetensors")
     source = load_file(qwen3(tied) / "model.safetensors")
     table = source["model.embed_tokens.weight"]
-    head = table if tied else source["lm_head.weight"]
-    for name, old in (("model.language_model.embed_tokens.weight", table), ("lm_head.weight", head)):
-        new = weights[name][320:]
-        assert torch.equal(weights[name][:320], old)
-        assert len(new.unique(dim=0)) == 64
-        assert (new - old.mean(dim=0)).std() < 0.03 * old.std()
+    name = "model.language_model.embed_tokens.weight"
+    new = weights[name][320:]
+    assert torch.equal(weights[name][:320], table)
+    assert len(new.unique(dim=0)) == 64
+    assert (new - table.mean(dim=0)).std() < 0.03 * table.std()
+    assert torch.equal(weights["lm_head.weight"][:320], table if tied else source["lm_head.weight"])
+
+
+def test_new_rows_of_the_output_head_are_zero(composed):
+    """So `generate` leaves them out."""
+    assert not load_file(composed / "model.safetensors")["lm_head.weight"][320:].any()
 
 
 def test_composed_model_trains_generates_and_can_be_saved(composed, make_image, user, tmp_path):
@@ -131,6 +136,15 @@ def test_composed_model_trains_generates_and_can_be_saved(composed, make_image, 
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
     with torch.inference_mode():
         assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_only_tokens_are_generated(composed, do_sample):
+    """A new model writes neither image tokens nor rows that no token has."""
+    model = AutoModelForImageTextToText.from_pretrained(composed)
+    settings = {"max_new_tokens": 40, "do_sample": do_sample, "temperature": 5.0 if do_sample else None, "top_k": 0}
+    tokens = model.generate(torch.arange(40).view(8, 5), **settings, eos_token_id=-1)
+    assert tokens[:, 5:].max() < 320
 
 
 def test_the_same_seed_gives_the_same_weights(siglip, qwen3, tmp_path):

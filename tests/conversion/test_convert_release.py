@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.image_utils import load_image
 
 from jvlm.conversion_scripts.convert_release import convert_release, main
+from jvlm.published_format.published_template import MARKED_TEMPLATE, PUBLISHED_TEMPLATE
 
 
 UNUSED_BLOCKS = ("model.vision_model.layers.9.", "model.vision_model.layers.10.", "model.vision_model.post_lnorm.")
@@ -62,7 +63,7 @@ def test_converted_folder_has_the_transformers_format(converted):
     for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
         assert "auto_map" not in (converted / name).read_text()
     generation = GenerationConfig.from_pretrained(converted)
-    assert generation.suppress_tokens == list(range(512, 640))
+    assert generation.suppress_tokens == list(range(512, 516))
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (392, 392, 392)
     assert "CC BY-NC 4.0" in (converted / "README.md").read_text()
 
@@ -70,7 +71,9 @@ def test_converted_folder_has_the_transformers_format(converted):
 def test_chat_template_and_processor_are_converted(published, converted, tmp_path):
     back = convert_release(converted, tmp_path / "published", reverse=True)
     folders = (published, converted, back)
-    assert len({(folder / "chat_template.jinja").read_text() for folder in folders}) == 1
+    templates = [(folder / "chat_template.jinja").read_text() for folder in folders]
+    # Labels need the marks, which programs that read the published format may not know.
+    assert templates == [PUBLISHED_TEMPLATE, MARKED_TEMPLATE, PUBLISHED_TEMPLATE]
     processors = [AutoProcessor.from_pretrained(folder) for folder in folders]
     settings = [processor.image_processor.to_dict() for processor in processors]
     assert settings[0] == settings[1] == settings[2]
@@ -169,6 +172,28 @@ def test_generation_settings_are_kept(published, changed_copy, tmp_path):
     assert GenerationConfig.from_pretrained(ours).repetition_penalty == 1.5
     generation = GenerationConfig.from_pretrained(back)
     assert (generation.repetition_penalty, generation.suppress_tokens) == (1.5, None)
+
+
+@pytest.mark.parametrize("saved", [[7, 3], list(range(512, 640))])
+def test_own_suppressed_tokens_are_kept(published, changed_copy, saved, tmp_path):
+    """Unlike the list of all ids from the first image token on, which version 0.1.0 saved."""
+    own = [3, 7] if 7 in saved else []
+    source = changed_copy(published, generation_config=lambda settings: settings.update(suppress_tokens=saved))
+    ours = convert_release(source, tmp_path / "ours")
+    assert GenerationConfig.from_pretrained(ours).suppress_tokens == [*own, *range(512, 516)]
+    back = convert_release(ours, tmp_path / "published", reverse=True)
+    assert GenerationConfig.from_pretrained(back).suppress_tokens == (own or None)
+
+
+def test_added_tokens_have_no_place_in_the_published_format(converted, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(converted, source)
+    processor = AutoProcessor.from_pretrained(source)
+    processor.tokenizer.add_tokens(["<answer>"])
+    processor.save_pretrained(source)
+    with pytest.raises(ValueError, match=r"tokenizer's <answer> come after the vocabulary.*could not generate them"):
+        convert_release(source, tmp_path / "published", reverse=True)
+    assert not (tmp_path / "published").exists()
 
 
 def test_repository_on_the_hub(published, converted, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from jvlm.conversion_scripts import export_to_hub as module
 from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.export_to_hub import code_files, export_to_hub, main
+from jvlm.conversion_scripts.verify import verify
 
 
 MESSAGES = [
@@ -61,7 +62,7 @@ inputs = {name: tensors[name] for name in ("input_ids", "pixel_values", "image_t
 tensors["hidden"] = base(**inputs).last_hidden_state.detach()
 assert type(AutoModelForCausalLM.from_pretrained(checkpoint, **remote)) is type(model)
 answer = pipeline("image-text-to-text", model=checkpoint, **remote)(
-    text=messages, max_new_tokens=6, do_sample=False, return_full_text=False
+    text=messages, max_new_tokens=6, generate_kwargs={"do_sample": False}, return_full_text=False
 )[0]["generated_text"]
 assert answer == processor.decode(tensors["tokens"][0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
 
@@ -207,21 +208,84 @@ def test_exported_folder_can_be_exported_and_converted_again(exported, tmp_path)
         assert not (back / "chat_template.jinja").read_text().startswith("{{- bos_token")
 
 
-def test_push(converted, tmp_path, monkeypatch, capsys):
-    calls = []
+class Hub:
+    """Records the uploads. The first `failures` ones fail."""
 
-    class Hub:
-        def create_repo(self, repo_id, exist_ok):
-            calls.append(("create", repo_id, exist_ok))
-            return type("RepoUrl", (), {"repo_id": f"me/{repo_id}"})
+    failures = 0
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            files = {file.name for file in folder_path.iterdir()}
-            calls.append(("upload", repo_id, {"config.json", "modeling_jvlm.py", "model.safetensors"} <= files))
+    def __init__(self):
+        self.calls = []
 
-    monkeypatch.setattr(module, "HfApi", Hub)
+    def create_repo(self, repo_id, exist_ok):
+        self.calls.append(("create", repo_id, exist_ok))
+        return type("RepoUrl", (), {"repo_id": f"me/{repo_id}"})
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("no connection")
+        files = {file.name for file in folder_path.iterdir()}
+        self.calls.append(("upload", repo_id, {"config.json", "modeling_jvlm.py", "model.safetensors"} <= files))
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Hub:
+    hub = Hub()
+    monkeypatch.setattr(module, "HfApi", lambda: hub)
+    return hub
+
+
+def test_push(converted, tmp_path, hub, capsys):
     main(["--checkpoint", str(converted), "--output", str(tmp_path / "a")])
-    assert calls == []
+    assert hub.calls == []
     main(["--checkpoint", str(converted), "--output", str(tmp_path / "b"), "--push", "small"])
-    assert calls == [("create", "small", True), ("upload", "me/small", True)]
+    assert hub.calls == [("create", "small", True), ("upload", "me/small", True)]
     assert str(tmp_path / "b") in capsys.readouterr().out
+
+
+def test_failed_push_can_be_repeated(converted, tmp_path, hub, capsys):
+    output = tmp_path / "repository"
+    arguments = ["--checkpoint", str(converted), "--output", str(output), "--push", "small"]
+    hub.failures = 1
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "repository is complete, but its upload to small failed (no connection). Repeat the same command" in message
+    (output / "README.md").write_text("edited")
+    main(arguments)
+    assert hub.calls[-1] == ("upload", "me/small", True)
+    assert (output / "README.md").read_text() == "edited"
+    assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_other_output_is_not_pushed(converted, changed_copy, tmp_path, hub):
+    output = export_to_hub(converted, tmp_path / "repository")
+    trained = changed_copy(converted, lambda tensors: tensors["lm_head.weight"].mul_(2))
+    with pytest.raises(FileExistsError, match=r"repository exists already.*files differ: model.safetensors\. Remove"):
+        export_to_hub(trained, output, push="small")
+    (output / "modeling_jvlm.py").unlink()
+    with pytest.raises(FileExistsError, match=r"files differ: modeling_jvlm\.py"):
+        export_to_hub(converted, output, push="small")
+    with pytest.raises(FileExistsError, match="exists already; remove it"):
+        export_to_hub(converted, output)
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "me/two words", "me/x--y", "x.git", ""])
+def test_impossible_repository_names(converted, tmp_path, hub, repo_id):
+    with pytest.raises(ValueError, match=r"[Rr]epo"):
+        export_to_hub(converted, tmp_path / "repository", push=repo_id)
+    assert list(tmp_path.iterdir()) == []
+    assert hub.calls == []
+
+
+def test_several_chat_templates(converted, changed_copy, tmp_path):
+    source = changed_copy(converted)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "brief.jinja").write_text("{{ 'brief' }}")
+    folder = export_to_hub(source, tmp_path / "repository")
+    bos, template = "{{- bos_token or eos_token -}}", (source / "chat_template.jinja").read_text()
+    templates = AutoProcessor.from_pretrained(folder).chat_template
+    assert templates == {"default": bos + template, "brief": bos + "{{ 'brief' }}"}
+    assert all(stage.is_equal for stage in verify(source, folder))

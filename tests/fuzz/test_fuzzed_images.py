@@ -4,6 +4,8 @@
 import base64
 import copy
 import io
+import random
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,10 +15,11 @@ import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 import torch
-from fuzzing import SIDES, SIZES, counts, effort, image_settings, pil_images, random_values
+from fuzzing import IS_LONG, SIZES, counts, effort, image_settings, pil_images, random_values
 from helpers import run_lengths
 from hypothesis import event, given
 from hypothesis import strategies as st
+from image_files import UNDECODABLE, image_files, mutate
 from reference import expected_tiles, reference_grid, reference_positions
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -65,10 +68,20 @@ def reference_tiles(image: torch.Tensor, geometry: TileGeometry, settings: dict,
     )
 
 
+# Exactly these errors are documented for an image that cannot be used.
+DOCUMENTED = re.compile(
+    r"Image 0: (.* cannot be decoded( as base64)? \(\w+: .*\); check .*|.* raise PIL\.Image\.MAX_IMAGE_PIXELS .*"
+    r"|.*`max_aspect_ratio`.*|.* is empty; .*|.* values that are not finite .*|.* values from .* to .*)",
+    re.DOTALL,
+)
+
+
 def assert_rejected(processor, images, settings: dict, *words: str):
+    """Asserts an error with one of `words`, or a documented one without `words`."""
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is checked below
         processor(images=images, text="<|image|>" * len(images), **settings)
-    assert any(word in str(error.value) for word in words), error.value
+    message = str(error.value)
+    assert any(word in message for word in words) if words else DOCUMENTED.fullmatch(message), message
     counts["images"] += len(images)
     counts["images rejected"] += 1
 
@@ -108,25 +121,39 @@ def assert_tiles(processor, given_images: list, images: list[torch.Tensor], sett
     assert state(processor) == before
 
 
-def as_tensor(image: PIL.Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def expected_rgb(image: PIL.Image.Image) -> torch.Tensor | None:
+    """The image that the model must see, `[3, height, width]`, or `None` if it must be rejected."""
+    if image.mode.startswith("I;16"):
+        image = PIL.Image.fromarray((np.array(image) // 256).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        values = torch.from_numpy(np.array(image)).double()
+        is_right = values.isfinite().all() and values.min() >= -0.5 and values.max() <= 255.5
+        return values.float().expand(3, -1, -1) if is_right else None
+    for modes in (["RGB"], ["RGBA", "RGB"]):  # Pillow converts premultiplied colours only by way of RGBA
+        try:
+            converted = image
+            for mode in modes:
+                converted = converted.convert(mode)
+            return torch.from_numpy(np.array(converted)).permute(2, 0, 1)
+        except ValueError:
+            continue
+    return None
 
 
-@effort(short=150, long=9000)
+@effort(short=100, long=9000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_images(processor, data):
     image, settings = data.draw(pil_images()), data.draw(image_settings())
-    try:
-        expected = image.convert("RGB")
-    except ValueError:  # Pillow cannot convert some modes to RGB
-        return assert_rejected(processor, [image], settings, "cannot be decoded")
-    event(image.mode)
+    expected = expected_rgb(image)
+    event(f"{image.mode}, {'rejected' if expected is None else 'converted'}")
+    if expected is None:
+        return assert_rejected(processor, [image], settings)
     if data.draw(st.booleans()):
         processor = copy.copy(processor)
         processor.image_processor = JinaVLMImageProcessor(**settings)
         assert processor.image_processor.geometry() == processor.image_processor.geometry(settings)
-    assert_tiles(processor, [image], [as_tensor(expected)], settings)
+    assert_tiles(processor, [image], [expected], settings)
 
 
 NUMPY_DTYPES = ["bool", "uint8", "int16", "uint16", ">u2", "int32", "uint32", "int64", "uint64"]
@@ -135,7 +162,7 @@ TORCH_DTYPES = [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int32,
 TORCH_DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@effort(short=150, long=6000)
+@effort(short=100, long=6000)
 @given(data=st.data())
 def test_arrays(processor, data):
     settings = data.draw(image_settings())
@@ -151,6 +178,7 @@ def test_arrays(processor, data):
     values = values > 127 if dtype in ("bool", torch.bool) else values
     array = torch.from_numpy(values).to(dtype) if isinstance(dtype, torch.dtype) else values.astype(dtype)
     image = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.astype(array.dtype.newbyteorder("=")))
+    image = image.to(torch.uint8) * 255 if image.dtype == torch.bool else image
     image = image.permute(2, 0, 1)[:3].expand(3, -1, -1)
 
     is_first = data.draw(st.booleans())
@@ -172,101 +200,127 @@ def test_arrays(processor, data):
     assert_tiles(processor, [array], [image], settings, scale)
 
 
-FORMATS = {
-    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
-    "JPEG": ["L", "RGB", "CMYK"],
-    "GIF": ["L", "P", "RGB", "RGBA"],
-    "WEBP": ["RGB", "RGBA"],
-    "BMP": ["1", "L", "P", "RGB"],
-    "TIFF": ["1", "L", "LA", "RGB", "RGBA", "CMYK", "I;16", "F"],
-    "PPM": ["1", "L", "RGB"],
+WAYS = {
+    "bytes": lambda content, path: content,
+    "path": lambda content, path: str(path),
+    "column": lambda content, path: {"bytes": None, "path": path},
+    "base64": lambda content, path: base64.b64encode(content).decode(),
+    "data URL": lambda content, path: "data:image/png;base64," + base64.b64encode(content).decode(),
 }
-ANIMATED = ("GIF", "WEBP", "TIFF", "PNG")
+# Some formats have a reader of their own for the same pixels, such as memory-mapped TIFF files.
+OPENED = {
+    "opened": lambda content, path: PIL.Image.open(path),
+    "opened from bytes": lambda content, path: PIL.Image.open(io.BytesIO(content)),
+    "closed": lambda content, path: close(PIL.Image.open(path)),
+    "second frame": lambda content, path: second_frame(PIL.Image.open(path)),
+}
+LARGEST = 1_000_000  # pixels; damaged headers can claim sizes that take too long to decode
 
 
-@st.composite
-def files(draw) -> bytes:
-    """The bytes of an image file with or without orientation, of one or several frames, or damaged or empty."""
-    kind = draw(st.sampled_from(list(FORMATS)))
-    mode = draw(st.sampled_from(FORMATS[kind]))
-    small = st.integers(1, 40) | st.integers(1, 200)
-    height, width = draw(st.tuples(small, small) if kind == "WEBP" else st.tuples(small | SIDES, small))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    num_frames = draw(st.integers(1, 4)) if kind in ANIMATED else 1
-    frames = []
-    for _ in range(num_frames):
-        coarse = PIL.Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height))
-        frames.append(coarse.convert("I").convert(mode) if mode == "I;16" else coarse.convert(mode))
-    options = {}
-    orientation = draw(st.integers(0, 8))
-    if orientation and kind in ("PNG", "JPEG", "WEBP", "TIFF"):
-        exif = PIL.Image.Exif()
-        exif[0x0112] = orientation
-        options["exif"] = exif
-    if num_frames > 1:
-        options |= {"save_all": True, "append_images": frames[1:]}
-    buffer = io.BytesIO()
-    frames[0].save(buffer, kind, **options)
-    content = bytearray(buffer.getvalue())
-    damage = draw(st.sampled_from(["none"] * 6 + ["truncate", "flip", "empty", "no image"]))
-    if damage == "truncate":
-        del content[draw(st.integers(0, len(content))) :]
-    elif damage == "flip":
-        for offset in draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
-            content[offset] ^= draw(st.integers(1, 255))
-    elif damage == "empty":
-        content.clear()
-    elif damage == "no image":
-        content[:] = draw(st.binary(max_size=50) | st.just(b"%PDF-1.4 ") | st.just(b"\x89PNG\r\n\x1a\n"))
-    return bytes(content)
+def close(image: PIL.Image.Image) -> PIL.Image.Image:
+    image.close()
+    return image
 
 
-def decoded(file, is_rotated: bool) -> torch.Tensor | None:
-    """The image in a file, rotated by its orientation tag if `is_rotated`. `None` if Pillow cannot decode it."""
-    try:
-        image = PIL.Image.open(file)
-        if is_rotated:
-            image = PIL.ImageOps.exif_transpose(image)
-        image.load()
-        return as_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError):
-        return None
+def second_frame(image: PIL.Image.Image) -> PIL.Image.Image:
+    image.seek(1)
+    return image
 
 
-WAYS = ["path", "opened", "bytes", "base64", "data"]
-LARGEST = 6_000_000  # pixels; damaged headers can claim sizes that take too long to decode
+@pytest.fixture
+def small_limit(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", LARGEST // 2)
 
 
-@effort(short=150, long=6000)
+@pytest.fixture(scope="module")
+def small_tiles() -> JinaVLMImageProcessor:
+    """An image processor that is quick, since only decoding matters."""
+    return JinaVLMImageProcessor(size={"height": 16, "width": 16}, patch_size=8, overlap_margins=[0, 0], max_crops=2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_intact_files_of_every_format(small_tiles, tmp_path):
+    """Every way to pass a file gives the same pixels, or a documented error if Pillow cannot decode the format."""
+    kinds = set()
+    for kind, description, content in image_files():
+        path = tmp_path / "image"
+        path.write_bytes(content)
+        kinds.add(kind)
+        counts["images"] += len(WAYS)
+        if kind in UNDECODABLE:
+            for way in WAYS.values():
+                with pytest.raises(ValueError, match=DOCUMENTED):
+                    small_tiles(way(content, path))
+            continue
+        results = [small_tiles(way(content, path), return_tensors="pt")["pixel_values"] for way in WAYS.values()]
+        assert all(torch.equal(result, results[0]) for result in results), (kind, description)
+    assert kinds >= set(PIL.Image.OPEN), "a new version of Pillow opens more formats"
+
+
+NUM_MUTANTS = 100_000 if IS_LONG else 1500
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mutated_files_of_every_format(small_tiles, small_limit, tmp_path):
+    """Damaged files are decoded or give a documented error, by class and text, however they are passed."""
+    seed = random.randrange(2**32) if IS_LONG else 0
+    rng, files, path, undocumented = random.Random(seed), image_files(), tmp_path / "image", []
+    for number in range(NUM_MUTANTS):
+        kind, description, intact = files[number % len(files)]
+        content = mutate(intact, rng)
+        path.write_bytes(content)
+        way, give = rng.choice([*WAYS.items(), *OPENED.items()])
+        try:
+            image = give(content, path)
+        except Exception:  # Pillow fails before the processor is called
+            continue
+        counts["mutated files"] += 1
+        try:
+            small_tiles(image)
+            counts["mutated files decoded"] += 1
+        except ValueError as error:
+            counts["mutated files rejected"] += 1
+            if not DOCUMENTED.fullmatch(str(error)):
+                undocumented.append(f"{number} of seed {seed}, {kind} {description} as {way}: {error}")
+        except Exception as error:
+            undocumented.append(f"{number} of seed {seed}, {kind} {description} as {way}: {error!r}")
+    assert not undocumented, "\n".join([f"{len(undocumented)} undocumented errors", *undocumented[:20]])
+
+
+@effort(short=60, long=3000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_files(processor, tmp_path_factory, data):
-    content, settings = data.draw(files()), data.draw(image_settings())
-    limit = data.draw(st.sampled_from([89_478_485] * 4 + [1000, 50]))
-    way = data.draw(st.sampled_from(WAYS))
+    """Intact and damaged files give the tiles of the image that Pillow decodes."""
+    kind, _, content = data.draw(st.sampled_from(image_files()))
+    if data.draw(st.booleans()):
+        content = mutate(content, data.draw(st.randoms(use_true_random=False)))
+    settings, (way, give) = data.draw(image_settings()), data.draw(st.sampled_from([*WAYS.items(), *OPENED.items()]))
     path = tmp_path_factory.getbasetemp() / "image"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", min(limit, LARGEST // 2))
+        patch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", data.draw(st.sampled_from([LARGEST // 2] * 4 + [1000, 50])))
         try:
-            image = {
-                "path": lambda: str(path),
-                "opened": lambda: PIL.Image.open(path),
-                "bytes": lambda: PIL.Image.open(io.BytesIO(content)),
-                "base64": lambda: base64.b64encode(content).decode(),
-                "data": lambda: "data:image/png;base64," + base64.b64encode(content).decode(),
-            }[way]()
+            image, again = give(content, path), give(content, path)
         except Exception:  # Pillow fails before the processor is called
             return
-        # Open the file in the same way: Pillow rotates some TIFF files differently if it memory-maps them.
-        file = path if way in ("path", "opened") else io.BytesIO(content)
-        expected = decoded(file, is_rotated=way in ("path", "base64", "data"))
+        expected = decoded(again if way in OPENED else io.BytesIO(content), is_upright=way not in OPENED)
+        event(f"{kind} {way}, {'rejected' if expected is None else 'decoded'}")
         if expected is None:
-            event(f"{way}, rejected")
-            assert_rejected(processor, [image], settings, "cannot be decoded", "base64", "image")
+            assert_rejected(processor, [image], settings)
         else:
-            event(f"{way}, decoded")
             assert_tiles(processor, [image], [expected], settings)
+
+
+def decoded(file, is_upright: bool) -> torch.Tensor | None:
+    """The RGB image in a file or an opened image, or `None` if Pillow or the range of its values rejects it."""
+    try:
+        image = file if isinstance(file, PIL.Image.Image) else PIL.Image.open(file)
+        image = PIL.ImageOps.exif_transpose(image) if is_upright else image
+        image.load()
+        return expected_rgb(image)
+    except Exception:
+        return None
 
 
 @effort(short=6, long=150)
@@ -280,7 +334,7 @@ def test_processor_is_thread_safe(processor, data):
         images = [
             np.asarray(image) if image.mode == "RGB" else image
             for image in data.draw(st.lists(pil_images(st.tuples(small, small)), min_size=1, max_size=3))
-            if image.mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F")
+            if image.mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr")
         ]
         calls.append({"images": images, "text": "a <|image|>" * len(images), "return_tensors": "pt", **settings})
     before, expected = state(processor), [processor(**call) for call in calls]

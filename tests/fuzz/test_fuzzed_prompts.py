@@ -1,16 +1,30 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Random prompts and conversations with control tokens, compared with separately tokenized pieces."""
+"""
+Random prompts and conversations with control tokens, compared with separately tokenized pieces. Damaged conversations,
+templates and settings must raise a `ValueError` that names the fault. Threads must get what a single thread gets.
+"""
 
+import copy
+import random
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain, islice
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
-from fuzzing import counts, effort
+from fuzzing import IS_LONG, counts, effort
 from helpers import END_OF_TEXT, LAYOUTS, MARKERS, encode_base64
 from hypothesis import event, given
 from hypothesis import strategies as st
+from transformers.processing_utils import TextKwargs
+
+from jvlm.processing.prompt_checks import ROLES
+from jvlm.processing.prompt_format import CHAT_TEMPLATES
+from jvlm.published_format.published_template import MARKED_TEMPLATE, PUBLISHED_TEMPLATE
 
 
 CONTROL = [
@@ -29,11 +43,13 @@ CONTROL = [
     "\0",
     "\n",
 ]
-CONTROL += ["\r", "  ", "\ufeff", "\u202e", "é", "e\u0301", "🙂", "<s>", "\\", "'", '"', "%s"]
+CONTROL += ["<image>", "\r", "  ", "\ufeff", "\u202e", "é", "e\u0301", "🙂", "<s>", "\\", "'", '"', "%s"]
 WORDS = st.text(max_size=8) | st.sampled_from(CONTROL)
 TEXTS = st.lists(WORDS, max_size=6).map("".join)
 # Some texts contain what is rejected: an image token, or half of a surrogate pair.
 INVALID_TEXTS = TEXTS | st.tuples(TEXTS, st.sampled_from([*MARKERS, "\ud83d"]), TEXTS).map("".join)
+# A role that differs from one of the model's by case or spaces is refused.
+NEW_ROLES = TEXTS.filter(lambda role: role and role.strip().lower() not in ROLES)
 IMAGES = st.tuples(st.integers(1, 150), st.integers(1, 150)).map(lambda size: PIL.Image.new("RGB", size, "green"))
 
 
@@ -74,6 +90,11 @@ def prompt_ids(processor, text: str, images: list[PIL.Image.Image]) -> list[int]
 
 def is_invalid(text: str) -> bool:
     return any(marker in text for marker in (*MARKERS, "\ud83d"))
+
+
+def is_foreign(text: str, images: list) -> bool:
+    """Whether a prompt has images and only the placeholder of another model."""
+    return bool(images) and "<image>" in text and "<|image|>" not in text
 
 
 def with_placeholders(text: str, images: list) -> str:
@@ -136,6 +157,7 @@ def test_prompts(processors, data):
     else:
         full = [with_placeholders(text, row) for text, row in zip(texts, rows, strict=True)]
         fits = all(text.count("<|image|>") == len(row) for text, row in zip(full, rows, strict=True))
+        fits = fits and not any(map(is_foreign, texts, rows))
     is_valid = fits and not any(map(is_invalid, texts))
     expected = [prompt_ids(processor, text, row) for text, row in zip(full, rows, strict=True)] if is_valid else []
 
@@ -178,7 +200,7 @@ def conversations(draw) -> tuple[list[dict], list[tuple]]:
     """A conversation, and (role, text or list of texts and images) of every message."""
     messages, contents = [], []
     for _ in range(draw(st.integers(1, 4))):
-        role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | TEXTS)
+        role = draw(st.sampled_from(["user", "user", "assistant", "system", "tool"]) | NEW_ROLES)
         if draw(st.booleans()):
             content = draw(INVALID_TEXTS.filter(bool))  # Transformers tokenizes an empty list for an empty string
             messages.append({"role": role, "content": content})
@@ -252,3 +274,187 @@ def test_conversations(processors, data):
             assert processor.tokenizer.decode(masked) == "".join(expected_answers)
     assert vars(processor) == settings
     assert len(processor.tokenizer) == num_tokens
+
+
+@effort(short=60, long=3000)
+@given(chats=st.lists(conversations(), min_size=1, max_size=2), add_generation_prompt=st.booleans(), data=st.data())
+def test_marks_do_not_change_the_text(processors, chats, add_generation_prompt, data):
+    processor = processors["stitched", True]
+    settings = data.draw(st.sampled_from([{}, {"always_start_with_space": False}, {"always_start_with_space": True}]))
+    published, marked = (
+        processor.apply_chat_template(
+            [messages for messages, _ in chats], template, add_generation_prompt=add_generation_prompt, **settings
+        )
+        for template in (PUBLISHED_TEMPLATE, MARKED_TEMPLATE)
+    )
+    assert marked == published
+
+
+# Damaged conversations, templates and settings
+
+
+@contextmanager
+def documented(*patterns: str):
+    """Fails for every error but a `ValueError` with a text that begins with one of these patterns."""
+    try:
+        yield
+        event("valid")
+    except Exception as error:
+        event("rejected")
+        if type(error) is not ValueError or not re.match("|".join(patterns), str(error), re.DOTALL):
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+
+
+KEYS = st.sampled_from(["role", "content", "type", "text", "image_url", "images", "tool_calls", "name"])
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | INVALID_TEXTS | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+PARTS = st.fixed_dictionaries({"type": st.sampled_from(["text", "image", "video", "file"]) | JUNK, "text": JUNK})
+MESSAGES = st.fixed_dictionaries({"role": st.sampled_from([*ROLES, "Assistant"]) | JUNK, "content": JUNK})
+
+
+@st.composite
+def damaged_conversations(draw):
+    """A conversation with texts only, in which something is replaced by junk."""
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {"role": "assistant", "content": "b"}]
+    chat = copy.deepcopy(chat * draw(st.integers(1, 2)))
+    message = draw(st.sampled_from(chat))
+    place = draw(st.sampled_from(["list", "message", "role", "content", "part", "key", "missing key"]))
+    if place == "list":
+        return draw(JUNK)
+    if place == "message":
+        chat[chat.index(message)] = draw(MESSAGES | JUNK)
+    elif place == "missing key":
+        del message[draw(st.sampled_from(["role", "content"]))]
+    elif place == "key":
+        message[draw(KEYS)] = draw(JUNK)
+    elif place == "part":
+        message["content"] = [{"type": "text", "text": "a"}, draw(PARTS | JUNK)]
+    else:
+        message[place] = draw(JUNK)
+    return [chat, chat] if draw(st.booleans()) else chat
+
+
+@effort(short=100, long=10_000)
+@given(chat=damaged_conversations(), tokenize=st.booleans())
+def test_damaged_conversations(processors, chat, tokenize):
+    counts["damaged conversations"] += 1
+    with documented(
+        r"Message \d( of conversation \d)? (has|is) .*; (add|write|put|make|give|JinaVLM takes)\b",
+        r"Message \d( of conversation \d)? has `\w+`, which the chat template does not write; ",
+        r"The list of messages( of conversation \d)? is .*; it must be a list of dicts",
+        r"The prompts have \d+ <\|image\|> tokens|Found \d+ <\|image\|> tokens",
+        r"Prompt \d contains .*; (remove|mark)",
+    ):
+        processors["independent", False].apply_chat_template(chat, tokenize=tokenize, return_dict=tokenize)
+
+
+@st.composite
+def damaged_templates(draw) -> str:
+    """One of the chat templates in which some places are deleted, repeated or replaced."""
+    template = draw(st.sampled_from([MARKED_TEMPLATE, PUBLISHED_TEMPLATE, *CHAT_TEMPLATES.values()]))
+    pieces = ["{%- if x -%}", "{{ 1/0 }}", "{{ messages[9].x }}", "(" * 300, "-%}", "{{ 'a' * 9 }}", "{{ [] + {} }}"]
+    pieces += [
+        "9" * 5000,
+        "{{ raise_exception('no') }}",
+        "{{ ''.__class__ }}",
+        "{% generation %}",
+        "\ud83d",
+        "<im_col>",
+    ]
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(template)))
+        end = min(len(template), start + draw(st.integers(0, 12)))
+        middle = template[start:end] * draw(st.sampled_from([0, 2, 30])) + draw(st.just("") | st.sampled_from(pieces))
+        template = template[:start] + middle + template[end:]
+    return template
+
+
+@effort(short=100, long=10_000)
+@given(template=damaged_templates(), with_mask=st.booleans())
+def test_damaged_templates(processors, template, with_mask):
+    counts["damaged templates"] += 1
+    image = {"type": "image", "image": PIL.Image.new("RGB", (60, 60), "green")}
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Look:"}, image, {"type": "text", "text": "Who?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "Ada."}]},
+    ]
+    with documented(
+        r"The chat template cannot be rendered \(\w+: .*chat_template\.jinja",
+        r"Prompt \d contains .*; (remove|mark)",
+        r"Prompt \d has \d+ <\|image\|> but 1 images; write one",
+        r"Message \d has a part of the type 'image'; JinaVLM takes",  # the template has lost the word
+    ):
+        processors["independent", False].apply_chat_template(
+            chat, template, tokenize=True, return_dict=True, return_assistant_tokens_mask=with_mask
+        )
+
+
+VALUES = st.sampled_from([True, False, None, 0, 1, 5, 64, -1, 10**30, 1.5, float("nan"), "a", "", [], {}, object])
+VALUES |= st.sampled_from(["longest", "max_length", "only_first", "left", "right", "pt", "np", np.int64(5)])
+# Only these have a limit by which a wrong value could take all memory.
+LENGTHS = st.sampled_from(
+    [True, False, None, 0, 1, 5, 64, -1, 10**30, 1.5, float("nan"), "a", "", [], {}, np.int64(5)]
+)
+
+
+@effort(short=100, long=10_000)
+@given(data=st.data())
+def test_settings_of_the_tokenizer(processors, data):
+    counts["settings of the tokenizer"] += 1
+    names = data.draw(st.lists(st.sampled_from(sorted(TextKwargs.__annotations__)), max_size=4, unique=True))
+    settings = {name: data.draw(LENGTHS if name in ("max_length", "stride") else VALUES) for name in names}
+    with documented(
+        r"The tokenizer cannot use one of the arguments \{.*: .*",
+        r"An argument of the processor has a wrong value: .*'\w+'",
+        r".* is not a valid (Padding|Truncation)Strategy, please select one of",
+        r".* is not a valid TensorType, please select one of",
+        r"Unknown `direction`: .*. Use one of|`is_split_into_words` would join the prompts",
+        r"text input must be of type|batch length of `text`|.*(stride|padding|truncat|pad_to_multiple_of)",
+    ):
+        processors["independent", False](text=["Who is this?", "Well?"], **settings)
+
+
+# Threads
+
+
+def test_threads(processors):
+    """Random settings, those that are refused included, in eight threads that switch often."""
+    processor = processors["stitched", True]
+    seed = random.randrange(2**32) if IS_LONG else 0
+    rng = random.Random(seed)
+    choices = {
+        "padding": [True, "max_length"],
+        "padding_side": ["left", "right"],
+        "pad_to_multiple_of": [8, 64],
+        "truncation": [True],
+        "max_length": [7, 16, 64],
+        "return_mm_token_type_ids": [True],
+    }
+
+    def outcome(call: dict) -> dict | str:
+        try:
+            return dict(processor(**call))
+        except ValueError as error:
+            return str(error)
+
+    for _ in range(100 if IS_LONG else 1):
+        calls = []
+        for _ in range(40):
+            names = rng.sample(sorted(choices), rng.randrange(len(choices)))
+            text = [rng.choice(CONTROL[1:]) * rng.randrange(20) for _ in range(rng.randint(1, 3))]
+            calls.append({"text": text, **{name: rng.choice(choices[name]) for name in names}})
+        counts["calls in threads"] += 10 * len(calls)
+        expected = [outcome(call) for call in calls]
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(1e-5)
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                results = list(threads.map(outcome, calls * 10))
+        finally:
+            sys.setswitchinterval(before)
+        wrong = [call for call, a, b in zip(calls * 10, results, expected * 10, strict=True) if a != b]
+        assert not wrong, f"seed {seed}"

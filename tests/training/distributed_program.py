@@ -4,7 +4,7 @@ The program that `test_distributed.py` launches in several processes:
 
     accelerate launch ... distributed_program.py FOLDER STRATEGY [ARGUMENT...]
 
-It trains with all settings of RUNS[STRATEGY], and calls examples.finetune if there are arguments for it. FOLDER
+It trains with all settings of RUNS[STRATEGY], and calls jvlm.training.finetune if there are arguments for it. FOLDER
 contains `model` and `rows.pt`, rows by name. Every process writes its results to FOLDER/STRATEGY/RUN/RANK.json.
 """
 
@@ -22,6 +22,9 @@ from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainin
 
 
 ROWS_PER_STEP = 4
+# Transformers 5.23 renamed the argument.
+CHECKPOINTING = "activation_checkpointing"
+CHECKPOINTING = CHECKPOINTING if hasattr(JinaVLMTrainingArguments, CHECKPOINTING) else "gradient_checkpointing"
 STREAM_STEPS = 6  # more than the stream has rows for
 # Rows and training arguments of every run. Trainer lets DDP search for unused weights, unless gradient checkpointing
 # is on. "mixed" and "text" disable the search, so that training fails if a process does not use a weight.
@@ -30,7 +33,7 @@ RUNS = {
     "ddp": {
         "mixed": ("mixed", {"use_cpu": True, "ddp_find_unused_parameters": False}),
         "text": ("text", {"use_cpu": True, "ddp_find_unused_parameters": False}),
-        "checkpointing": ("mixed", {"use_cpu": True, "gradient_checkpointing": True}),
+        "checkpointing": ("mixed", {"use_cpu": True, CHECKPOINTING: True}),
     },
     "fsdp2": {**BOTH, "stream": ("stream", {"per_device_train_batch_size": 1})},
     "deepspeed_zero3": BOTH,
@@ -125,7 +128,7 @@ def main(argv: list[str]) -> None:
         shard_on_cpu()
     run_all(Path(folder), strategy)
     if finetune_arguments:
-        from examples import finetune
+        from jvlm.training import finetune
 
         finetune.main(finetune_arguments)
     torch.distributed.destroy_process_group()

@@ -1,6 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The data collator: labels, formats of rows, and errors."""
 
+import re
 from itertools import groupby
 
 import datasets
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from jvlm.processing.prompt_format import CHAT_TEMPLATES
 from jvlm.training import DataCollatorForJinaVLM
 
 
@@ -171,7 +173,17 @@ def test_pad_to_multiple_of(build_processor, build_row):
         (lambda row: row["messages"].pop(), "no assistant message"),
         (lambda row: row.update(images=[b"no image"]), "cannot identify image file"),
         (lambda row: row.update(images=["missing.png"]), "missing.png"),
+        (lambda row: row.update(images=[None]), "an image is None"),
+        (lambda row: row.update(images=[{"bytes": None, "path": None}]), "must be an image, or have `bytes`"),
         (lambda row: row["messages"][0]["content"].append({"type": "text", "text": "<im_patch>"}), "<im_patch>"),
+        (lambda row: row["messages"][0]["content"].append({"type": "text", "text": None}), "`messages.0.`.*'text'"),
+        (lambda row: row["messages"][0]["content"].append("a string"), "`messages.0.`.*'a string'"),
+        (lambda row: row["messages"][1].pop("role"), "`messages.1.` must be a dict with a `role`.*keys content"),
+        (lambda row: row["messages"][1].update(role=None), "`messages.1.` must be a dict with a `role`"),
+        (lambda row: row["messages"][1].pop("content"), "`messages.1.` has no `content`"),
+        (lambda row: row["messages"][1].update(content=None), "`messages.1.` has no `content`"),
+        (lambda row: row["messages"][1].update(content=7), "`messages.1.`: `content` must be a string.*7"),
+        (lambda row: row["messages"][1].update(content=None, tool_calls=[{"type": "function"}]), "`tool_calls`"),
     ],
 )
 def test_errors_name_the_row(build_processor, build_row, change, problem):
@@ -180,6 +192,91 @@ def test_errors_name_the_row(build_processor, build_row, change, problem):
     with pytest.raises(ValueError, match=problem) as error:
         DataCollatorForJinaVLM(build_processor())(rows)
     assert str(error.value).startswith("Row 2 of the batch, which begins with 'Which image is darker 2 0?")
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"texts": [], "pixels": 1}, "`messages` must be a list .* its columns are texts, pixels"),
+        ({"messages": "Who?"}, "`messages` must be a list"),
+        ({"messages": ["Who?"]}, r"`messages\[0\]` must be a dict .* got 'Who\?'"),
+        ({}, "`messages` must be a list .* its columns are none"),
+        (["Who?"], "a row must be a dict with `messages`, got list"),
+    ],
+)
+def test_rows_of_another_format_are_named(build_processor, build_row, row, problem):
+    with pytest.raises(ValueError, match=f"Row 1 of the batch, which begins with '': {problem}"):
+        DataCollatorForJinaVLM(build_processor())([build_row(0), row])
+
+
+def test_tool_calls_without_content_need_a_template_that_writes_them(build_processor, build_row):
+    processor = build_processor()
+    row = build_row(num_images=0)
+    row["messages"][1] = {"role": "assistant", "content": None, "tool_calls": [{"name": "zoom"}]}
+    processor.chat_template = processor.chat_template.replace(
+        "{{- eos_token -}}{%- endgeneration -%}",
+        "{%- for call in message['tool_calls'] or [] -%}{{- call['name'] -}}{%- endfor -%}"
+        "{{- eos_token -}}{%- endgeneration -%}",
+    )
+    (labels,) = DataCollatorForJinaVLM(processor)([row])["labels"]
+    assert label_spans(processor, labels) == [f" zoom{END_OF_TEXT}"]
+
+
+def test_a_template_without_marks_is_an_error(build_processor):
+    processor = build_processor()
+    processor.chat_template = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", processor.chat_template)
+    with pytest.raises(ValueError, match=r"no `{% generation %}` block.*CHAT_TEMPLATES"):
+        DataCollatorForJinaVLM(processor)
+    processor.chat_template = CHAT_TEMPLATES[processor.image_processor.layout]  # what the message says
+    DataCollatorForJinaVLM(processor)
+
+
+def test_a_row_without_labels_is_an_error(build_processor, build_row):
+    """A row that trains nothing is never a silent loss of zero."""
+    processor = build_processor()
+    rows = [build_row(0, num_images=0), build_row(1, num_images=0)]
+    rows[1]["messages"][0]["content"][0]["text"] = "long " * 40
+    with pytest.raises(ValueError, match=r"Row 1 .*'long long.* `max_length` \(60\) cuts the answers"):
+        DataCollatorForJinaVLM(processor, max_length=60)(rows)
+    processor.chat_template = processor.chat_template.replace("'assistant' -%}", "'never' -%}")
+    with pytest.raises(ValueError, match=r"Row 0 .*no token is a label, because the chat template"):
+        DataCollatorForJinaVLM(processor)(rows)
+
+
+def test_bad_rows_can_be_skipped_and_are_counted(build_processor, build_row, build_model, caplog):
+    rows = [build_row(number) for number in range(6)]
+    rows[1]["images"] = [b"no image"]
+    rows[4]["messages"].pop()
+    rows[5]["messages"][0]["content"].append({"type": "text", "text": "long " * 100})
+    collator = DataCollatorForJinaVLM(build_processor(), max_length=200, skip_bad_rows=True)
+    with caplog.at_level("WARNING", logger="jvlm"):
+        batch = collator(rows)
+    expected = collator([rows[0], rows[2], rows[3]])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+    assert collator.num_skipped_rows == 3
+    for problem in ("Row 1 .*cannot identify", "Row 4 .*no assistant message", "Row 5 .*`max_length`"):
+        assert re.search(f"Skipped: {problem}", caplog.text), problem
+    # Workers count too, and a batch without good rows has no label.
+    batches = list(DataLoader(rows, batch_size=1, num_workers=2, collate_fn=collator))
+    assert collator.num_skipped_rows == 6
+    assert [bool((batch["labels"] != -100).any()) for batch in batches] == [True, False, True, True, False, False]
+    assert build_model()(**batches[1]).logits.shape[:2] == (1, 2)
+    collator.packing = True
+    packed = collator(rows[1:2])
+    assert (packed["labels"] == -100).all()
+    assert build_model()(**packed).logits.shape[:2] == (1, 2)
+
+
+@pytest.mark.parametrize("content", ["parts", "strings"])
+def test_a_column_with_one_image_is_read(build_processor, build_row, content):
+    row = build_row()
+    collator = DataCollatorForJinaVLM(build_processor())
+    expected = collator([row])
+    messages = row["messages"]
+    if content == "strings":
+        messages = [{**message, "content": message["content"][-1]["text"]} for message in messages]
+    batch = collator([{"messages": messages, "image": row["images"][0]}])
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,6 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The memory estimate, compared with a small model with weights."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ pytest.importorskip("peft")
 pytest.importorskip("matplotlib")
 
 from examples.memory import STRATEGIES, activations, estimate, main
+from jvlm.training.finetune import ModelArguments, add_adapters, load_model
 
 
 ROWS = {"batch_size": 2, "tiles": 3, "length": 50}
@@ -36,6 +39,38 @@ def test_activations_match_a_model_with_weights(build_model, build_config):
     assert estimate(build_config(), "one", **ROWS)["activations"] == counted + logits
 
 
+def test_trained_parameters_and_activations_of_recipes(build_config, build_model):
+    full, frozen, lora, qlora = (
+        estimate(build_config(), "one", recipe=recipe, **ROWS) for recipe in ("full", "frozen_tower", "lora", "qlora")
+    )
+    assert frozen["weights"] == full["weights"]
+    for part in ("gradients", "adam", "activations"):
+        assert frozen[part] < full[part]
+    assert lora["adam"] == 2 * lora["gradients"]
+    adapted = add_adapters(build_model(), ModelArguments(model_name_or_path="", recipe="lora"))
+    assert lora["gradients"] == sum(p.nbytes for p in adapted.parameters() if p.requires_grad)
+    assert qlora["weights"] < lora["weights"]
+    assert qlora["adam"] == lora["adam"]
+    assert estimate(build_config(), "one", adam_bytes=2, **ROWS)["adam"] == full["adam"] / 4
+    with pytest.raises(ValueError, match="lora is estimated with the strategies one and ddp, not with fsdp2"):
+        estimate(build_config(), "fsdp2", recipe="lora", **ROWS)
+
+
+def test_weights_of_qlora_are_those_of_a_quantized_model(build_model, tmp_path):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    model = build_model(text_config=sizes, vision_config={**sizes, "num_attention_heads": 4})
+    model.save_pretrained(tmp_path)
+    arguments = ModelArguments(model_name_or_path=str(tmp_path), recipe="qlora", dtype="bfloat16")
+    loaded = load_model(arguments, SimpleNamespace(bf16=True, fp16=False))
+    states = [
+        module.weight.quant_state for module in loaded.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
+    ]
+    expected = sum(parameter.nbytes for parameter in loaded.parameters())
+    expected += sum(state.absmax.nbytes for state in states)
+    assert estimate(model.config, "one", recipe="qlora", **ROWS)["weights"] == pytest.approx(expected, rel=0.02)
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_more_gpus_and_smaller_batches_need_less_memory(build_config, strategy):
     more = estimate(build_config(), strategy, gpus=2, **ROWS)
@@ -52,7 +87,7 @@ def test_program(build_model, tmp_path, capsys):
     main(["--model_name_or_path", str(tmp_path), "--strategy", "fsdp2", "--tiles", "2", "--length", "30"])
     output = capsys.readouterr().out
     assert f"P = {build_model().num_parameters():,} parameters" in output
-    assert "| fsdp2 |" in output
+    assert "| fsdp2 | full |" in output
     assert "| one |" not in output
     with pytest.raises(SystemExit):
         main(["--gpus", "0"])

@@ -1,0 +1,133 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""What the commands share: options, loading a model, streaming an answer. `jvlm` is imported only when needed."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+
+def shipped_model() -> Path:
+    """The folder of the model in the box, which reads handwritten digits."""
+    [package] = find_spec("jvlm").submodule_search_locations or [""]  # type: ignore[union-attr]
+    return Path(package) / "shipped_model"
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `--model`, `--dtype`, `--device`, `--max-crops` and `--max-new-tokens`."""
+    parser.add_argument(
+        "--model",
+        metavar="ID",
+        help="folder or Hub id of a checkpoint; by default the shipped model, which reads handwritten digits only",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="dtype to compute in; by default float32 on a CPU, which is faster there, and the checkpoint's elsewhere",
+    )
+    parser.add_argument("--device", help="for example cpu or cuda:1; by default an accelerator if there is one")
+    parser.add_argument("--max-crops", type=int, metavar="N", help="maximum number of tiles of an image")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="maximum length of an answer")
+
+
+class Answerer:
+    """
+    A model and its processor, loaded from a folder or the Hub.
+
+    Args:
+        model (`str`, *optional*): folder or Hub id, by default the shipped model.
+        dtype (`str`, *optional*): by default float32 on a CPU and that of the checkpoint elsewhere.
+        device (`str`, *optional*): by default an accelerator if there is one.
+        max_crops (`int`, *optional*): maximum number of tiles of an image, by default that of the processor.
+        max_new_tokens (`int`, *optional*, defaults to 512): maximum length of an answer.
+
+    Raises:
+        OSError, ValueError: if the checkpoint cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        max_crops: int | None = None,
+        max_new_tokens: int = 512,
+    ):
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        import jvlm  # noqa: F401 - registers the classes
+
+        if device is None:
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
+            device = accelerator.type if accelerator else "cpu"
+        dtype = dtype or ("float32" if device == "cpu" else "auto")
+        self.id = str(model or shipped_model())
+        self.name = str(model or "the shipped model, which reads handwritten digits only")
+        self.processor = AutoProcessor.from_pretrained(self.id)
+        self.model = AutoModelForImageTextToText.from_pretrained(self.id, dtype=dtype).to(device)
+        self.images_kwargs: dict[str, Any] = {} if max_crops is None else {"max_crops": max_crops}
+        self.max_new_tokens = max_new_tokens
+
+    def stream(self, messages: list[dict], max_crops: int | None = None) -> Iterator[str]:
+        """
+        Answers a conversation.
+
+        Args:
+            messages (`list[dict]`): messages with images, in the format of chat templates.
+            max_crops (`int`, *optional*): replaces that of this object.
+
+        Returns:
+            `Iterator[str]`: the pieces of the answer. Generation ends when the iterator is closed.
+
+        Raises:
+            ValueError: if an image cannot be read or the messages are invalid.
+        """
+        from transformers import TextIteratorStreamer
+
+        images_kwargs = self.images_kwargs if max_crops is None else {"max_crops": max_crops}
+        inputs = self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs=dict(images_kwargs),  # `apply_chat_template` adds to it
+        ).to(self.model.device, self.model.dtype)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        is_closed = Event()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(
+                self.model.generate,
+                **inputs,
+                do_sample=False,
+                max_new_tokens=self.max_new_tokens,
+                streamer=streamer,
+                stopping_criteria=[lambda ids, scores: ids.new_full(ids.shape[:1], is_closed.is_set(), dtype=bool)],
+            )
+            answer.add_done_callback(lambda _: streamer.end())  # also after an error
+            try:
+                yield from filter(None, streamer)
+            finally:
+                is_closed.set()
+            answer.result()
+
+
+def user_message(images: Iterable, question: str) -> dict:
+    """A user's message: the images, then the question."""
+    content = [{"type": "image", "image": image} for image in images]
+    return {"role": "user", "content": [*content, {"type": "text", "text": question}]}
+
+
+def print_answer(pieces: Iterable[str]) -> str:
+    """Prints the pieces of an answer as they come, without the space at its start. Returns the whole answer."""
+    answer = ""
+    for piece in pieces:
+        piece = piece if answer else piece.lstrip()
+        print(piece, end="", flush=True)
+        answer += piece
+    print()
+    return answer.rstrip()

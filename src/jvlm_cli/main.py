@@ -1,0 +1,50 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The command `jvlm`: finds the program of a subcommand and runs it. `python -m jvlm` is the same."""
+
+import argparse
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+
+# Subcommand: its module, which has `main(argv) -> int | None`, and its line in the help.
+COMMANDS = {
+    "ask": ("jvlm_cli.ask", "ask a question about images"),
+    "chat": ("jvlm_cli.chat", "chat about images in the terminal"),
+    "demo": ("jvlm_cli.demo", "open a web page to ask about images and see their tiles"),
+    "serve": ("jvlm_cli.serve", "answer requests of OpenAI's chat API"),
+    "compose": ("jvlm.conversion_scripts.compose_from_pretrained", "build a model from SigLIP2 and Qwen3 checkpoints"),
+    "convert": ("jvlm.conversion_scripts.convert_release", "convert the published format, or back to it"),
+    "export": ("jvlm.conversion_scripts.export_to_hub", "write a folder that loads without this package; push it"),
+    "finetune": ("jvlm.training.finetune", "fine-tune a model on your own images and conversations"),
+    "verify": ("jvlm.conversion_scripts.verify", "compare two checkpoints stage by stage"),
+}
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """
+    Runs a subcommand.
+
+    Args:
+        argv (`list[str]`, *optional*): arguments, by default those of the process.
+
+    Returns:
+        `int` or `None`: the exit status of the subcommand, `None` for success.
+    """
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        "jvlm",
+        description="JinaVLM: asks, serves, converts and trains vision-language models.",
+        epilog="\n".join(["commands:", *lines, "", "`jvlm COMMAND --help` shows the options of a command."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"jvlm {version('jvlm')}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
+    args = parser.parse_args(argv)
+    return import_module(COMMANDS[args.command][0]).main(args.arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""The command `jvlm` and its subcommands."""
+
+import io
+import json
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from transformers import pipeline
+
+import jvlm
+from jvlm_cli import ask, chat, serve
+from jvlm_cli.answering import Answerer, shipped_model, user_message
+from jvlm_cli.main import COMMANDS, main
+
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = json.loads((ROOT / "examples" / "digits" / "model" / "samples" / "samples.json").read_text())
+PAGES = [str(ROOT / "examples" / "digits" / "model" / "samples" / sample["image"]) for sample in SAMPLES]
+
+
+@pytest.fixture(scope="module")
+def answerer():
+    return Answerer(device="cpu", max_new_tokens=16)
+
+
+def test_the_help_comes_without_importing_pytorch():
+    program = "import sys\nfrom jvlm_cli.main import main\ntry: main({})\nfinally: print('torch' in sys.modules)"
+    for argv, usage in (["--help"], "usage: jvlm"), (["ask", "--help"], "usage: jvlm ask"):
+        command = [sys.executable, "-c", program.format(argv)]
+        finished = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
+        assert finished.returncode == 0
+        assert finished.stdout.startswith(usage)
+        assert finished.stdout.splitlines()[-1] == "False"
+
+
+def test_python_m_jvlm_is_the_same_command():
+    command = [sys.executable, "-m", "jvlm", "--help"]
+    assert subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True, check=True).stdout.startswith(
+        "usage: jvlm [-h] [--version] COMMAND"
+    )
+
+
+def test_pip_puts_the_command_on_the_path():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert settings["project"]["scripts"]["jvlm"] == f"{main.__module__}:{main.__name__}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(capsys, name):
+    module, line = COMMANDS[name]
+    assert callable(import_module(module).main)
+    assert line[0].islower()
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, "--help"])
+    assert exit_info.value.code == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_named(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["aks"])
+    assert exit_info.value.code == 2
+    assert "'aks'" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"jvlm {jvlm.__version__}\n"
+
+
+@pytest.mark.parametrize("number", range(len(SAMPLES)))
+def test_ask_prints_the_answer_to_every_sample(capsys, number):
+    assert main(["ask", PAGES[number], SAMPLES[number]["question"], "--device", "cpu"]) is None
+    assert capsys.readouterr().out == SAMPLES[number]["answer"] + "\n"
+
+
+def test_answers_are_those_of_the_pipeline(answerer):
+    ask_pipeline = pipeline(
+        "image-text-to-text", model=answerer.model, image_processor=None, processor=answerer.processor
+    )
+    message = user_message([PAGES[3]], "How many digits are there?")
+    expected = ask_pipeline(text=[message], max_new_tokens=16, return_full_text=False)[0]["generated_text"]
+    assert "".join(answerer.stream([message])).strip() == expected.strip()
+
+
+def test_an_answer_comes_in_pieces(answerer):
+    pieces = list(answerer.stream([user_message([PAGES[2]], "Which digits are written here?")]))
+    assert len(pieces) > 2
+    assert "".join(pieces).strip() == SAMPLES[2]["answer"]
+
+
+def test_closing_the_iterator_ends_generation(answerer, monkeypatch):
+    lengths = []
+    generate = answerer.model.generate
+    monkeypatch.setattr(answerer.model, "generate", lambda **kwargs: lengths.append(generate(**kwargs).shape[1]))
+    monkeypatch.setattr(answerer.model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(answerer, "max_new_tokens", 2000)
+    pieces = answerer.stream([user_message([PAGES[0]], "Which digits are written here?")])
+    next(pieces)
+    pieces.close()
+    assert len(lengths) == 1
+    assert lengths[0] < 1000
+
+
+def test_an_error_of_generation_is_raised(answerer, monkeypatch):
+    def fail(**kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(answerer.model, "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(answerer.stream([user_message([], "Hello")]))
+
+
+def test_ask_draws_the_tiles_of_every_image(capsys, tmp_path):
+    output = tmp_path / "tiles.png"
+    ask.main([*PAGES[:2], "How many digits are there?", "--tiles", str(output), "--max-crops", "2"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-2:] == [
+        f"The tiles of {PAGES[0]}: {output}",
+        f"The tiles of {PAGES[1]}: {tmp_path / 'tiles-2.png'}",
+    ]
+    assert PIL.Image.open(tmp_path / "tiles-2.png").width > 300
+
+
+def test_ask_names_a_missing_image(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        ask.main(["missing.png", "What is this?"])
+    assert exit_info.value.code == 1
+    error = capsys.readouterr().err
+    assert "jvlm ask: error:" in error
+    assert "missing.png" in error
+
+
+def test_ask_names_a_missing_model(capsys, tmp_path):
+    with pytest.raises(SystemExit) as exit_info:
+        ask.main([PAGES[0], "What is this?", "--model", str(tmp_path / "nothing")])
+    assert exit_info.value.code == 1
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_a_chat_goes_on_after_an_error_and_keeps_its_images(capsys, monkeypatch):
+    lines = [SAMPLES[2]["question"], "/image missing.png", "How many digits are there?", "/clear", "/exit", "never"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    chat.main([PAGES[2], "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [SAMPLES[2]["answer"], "5"]
+    assert "missing.png" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], ["serve", str(shipped_model())]),
+        (["--port", "9000"], ["serve", str(shipped_model()), "--port", "9000"]),
+        (["folder", "--port", "9000"], ["serve", "folder", "--port", "9000"]),
+    ],
+)
+def test_serve_is_the_command_of_transformers(monkeypatch, argv, expected):
+    calls = []
+    module = pytest.importorskip("transformers.cli.transformers")
+    monkeypatch.setattr(module, "app", calls.append)
+    serve.main(argv)
+    assert calls == [expected]
+
+
+def test_the_shipped_model_is_that_of_the_examples():
+    assert shipped_model().resolve() == ROOT / "examples" / "digits" / "model"
+
+
+def test_without_gradio_the_demo_names_the_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "jvlm_cli.web_page", raising=False)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["demo"])
+    assert exit_info.value.code == 1
+    assert "pip install 'jvlm[page]'" in capsys.readouterr().err
