@@ -2,6 +2,7 @@
 """Finding the damaged file of a checkpoint. The errors of the libraries that read the files often do not name it."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,10 +44,11 @@ def read_json(file: Path) -> dict[str, Any]:
     The object in a JSON file.
 
     Raises:
-        ValueError: if the file is damaged or holds something else; the message names it.
+        ValueError: if the file is damaged or holds something else, and for two values of one name, NaN and Infinity,
+            which Python's parser accepts; the message names the file.
     """
     with _naming(file):
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
         if not isinstance(content, dict):
             raise ValueError(f"it must hold a JSON object, not {type(content).__name__}")
     return content
@@ -134,8 +136,8 @@ def check_folder(name: str | Path | None, kwargs: dict[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: if a folder has no configuration. Transformers would build a model of default size.
-        ValueError: if `generation_config.json` is damaged, which Transformers would ignore, or if the index of the
-            weights is damaged or refers to files that must not be opened, see [`read_index`].
+        ValueError: if the index of the weights is damaged or refers to files that must not be opened, see
+            [`read_index`].
     """
     if not name:
         return
@@ -143,8 +145,6 @@ def check_folder(name: str | Path | None, kwargs: dict[str, Any]) -> None:
     if folder.is_dir():
         if kwargs.get("config") is None and not any((folder / config).is_file() for config in CONFIGS):
             raise FileNotFoundError(f"{folder} is not a checkpoint: it has no config.json.")
-        if (folder / "generation_config.json").is_file():
-            read_json(folder / "generation_config.json")
         weight_files(folder, kwargs.get("variant"))
     elif not Path(name).is_file():
         hub = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
@@ -171,6 +171,18 @@ def name_damaged_file(folder: str | Path) -> Iterator[None]:
         except ValueError as damage:
             raise damage from error
         raise
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{name!r} is there twice")
+    return values
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON value")
 
 
 @contextmanager

@@ -287,12 +287,12 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"`vision_config.patch_size` ({vision.patch_size})."
             )
         blocks = range(vision.num_hidden_layers)
-        if not self.vision_feature_layer or any(block not in blocks for block in self.vision_feature_layer):
+        if any(block not in blocks for block in self.vision_feature_layer):
             raise ValueError(
                 f"`vision_feature_layer` is {self.vision_feature_layer}, but must name one or more of the "
                 f"{len(blocks)} blocks of `vision_config`, 0 to {len(blocks) - 1}."
             )
-        if len(self.pooled_grid) != 2 or any(
+        if any(
             cells < 1 or abs(cells * self.pooling_size - self.patches_per_side) >= self.pooling_size
             for cells in self.pooled_grid
         ):
@@ -301,18 +301,18 @@ class JinaVLMConfig(PreTrainedConfig):
                 f"{self.patches_per_side} patches of a tile's side, {self.pooling_size} patches each, to less than "
                 "one cell."
             )
-        for name, size, divisor, whose in (
-            ("vision_config.hidden_size", vision.hidden_size, vision.num_attention_heads, "num_attention_heads"),
-            (
-                "text_config.num_attention_heads",
-                text.num_attention_heads,
-                text.num_key_value_heads,
-                "num_key_value_heads",
-            ),
-            ("text_config.head_dim", text.head_dim, 2, "which RoPE rotates in pairs"),
+        heads, groups = text.num_attention_heads, text.num_key_value_heads
+        for name, size, reason, divisor in (
+            ("vision_config.hidden_size", vision.hidden_size, "`num_attention_heads`", vision.num_attention_heads),
+            ("text_config.num_attention_heads", heads, "`num_key_value_heads`", groups),
+            ("text_config.head_dim", text.head_dim, "the halves that RoPE rotates", 2),
         ):
             if size % divisor:
-                raise ValueError(f"`{name}` ({size}) must be a multiple of {divisor} ({whose}).")
+                raise ValueError(f"`{name}` ({size}) must be a multiple of {divisor} ({reason}).")
+
+    def validate_token_ids(self):
+        """Checks the ids of tokens, which Transformers only warns about; `@strict` calls it after `__post_init__`."""
+        text = self.text_config
         token_ids = {name: getattr(self, name) for name in IMAGE_TOKEN_IDS}
         if len(set(token_ids.values())) < len(token_ids):
             raise ValueError(f"The image tokens must have different ids, got {token_ids}.")

@@ -289,11 +289,11 @@ READERS = {
 def test_damaged_json(checkpoint, name, damage):
     folder = checkpoint(name, DAMAGED[damage])
     for reader in READERS[name]:
-        with pytest.raises(ValueError, match=f"{name} (is damaged or truncated|must hold a JSON object)") as error:
+        with pytest.raises(ValueError, match=f"{name} is damaged or truncated") as error:
             reader.from_pretrained(folder)
         assert len(str(error.value)) < 500
-    if damage == "twice":
-        assert "'max_crops' is there twice" in str(error.value)
+        reason = {"twice": "'max_crops' is there twice", "list": "must hold a JSON object, not list"}
+        assert reason.get(damage, "") in str(error.value)
 
 
 def test_wrong_generation_settings(checkpoint):

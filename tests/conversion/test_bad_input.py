@@ -443,7 +443,7 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("config.json", '{"model_type": "jvlm", "vision_config": {"patch_size": 0}}', "`patch_size`"),
+        ("config.json", '{"model_type": "jvlm", "vision_config": {"patch_size": 0}}', "`vision_config.patch_size`"),
         ("config.json", '{"model_type": "jvlm", "pooling_size": "2"}', "pooling_size"),
         ("config.json", "[]", "config.json"),
         ("processor_config.json", '{"image_processor": 3}', "copy-0"),
