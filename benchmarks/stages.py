@@ -24,6 +24,7 @@ from jvlm import JinaVLMImageProcessor
 from .conversion import measure as measure_in_new_process
 from .measure import Measurement, held_memory, measure
 from .models import OTHERS, TEXT_TOKENS, Bench, random_image
+from .training import ROW_LENGTHS, frozen_tower, packed_and_padded
 
 
 # Height and width of images, and the target ratio to SmolVLM's Pillow image processor.
@@ -372,6 +373,20 @@ def quantization(bench: Bench) -> list[dict]:
     return records
 
 
+def training_packing(bench: Bench) -> list[dict]:
+    """A training step with rows of different lengths, packed against padded."""
+    rows = compare(bench, f"{len(ROW_LENGTHS)} rows of {sum(ROW_LENGTHS)} tokens", packed_and_padded(bench), "< 1")
+    bench.forget()
+    return rows
+
+
+def training_frozen_tower(bench: Bench) -> list[dict]:
+    """A training step with gradient checkpointing, without the backward pass of a frozen vision tower and with it."""
+    rows = compare(bench, "4 tiles, gradient checkpointing", frozen_tower(bench), "< 1")
+    bench.forget()
+    return rows
+
+
 STAGES: dict[str, Callable[[Bench], list[dict]]] = {
     "image_processing": image_processing,
     "vision": vision,
@@ -385,4 +400,6 @@ STAGES: dict[str, Callable[[Bench], list[dict]]] = {
     "growth_batch": growth_batch,
     "growth_text": growth_text,
     "quantization": quantization,
+    "training_packing": training_packing,
+    "training_frozen_tower": training_frozen_tower,
 }

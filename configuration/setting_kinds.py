@@ -70,6 +70,8 @@ def is_one_of(value: Any, values: tuple) -> bool:
 
 
 def _is_dtype(value: Any) -> bool:
+    if value == "auto":  # an argument of `from_pretrained` that passes through configurations
+        return True
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
@@ -180,6 +182,15 @@ IMAGE_PROCESSOR = _by_name(
         several(_FACTOR, 3): "image_std",
         one_of("JinaVLMImageProcessor"): "image_processor_type",
         NAME: "processor_class",
+    }
+)
+# Settings of the published schema whose values are translated, by name.
+PUBLISHED = _by_name(
+    {
+        number(1, 2**10): "ratio",
+        several(_PIXELS, 2): "input_size base_input_size",
+        one_of("bilinear", "bicubic"): "interpolation",
+        number(-1000, 1000): "image_min image_max",
     }
 )
 GENERATION = _by_name(

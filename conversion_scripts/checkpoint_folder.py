@@ -101,7 +101,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """
     shapes = {}
     for file, names in existing_weight_files(folder).items():
-        with name_damaged_file(file.parent), safe_open(file, framework="pt") as tensors:
+        with name_damaged_file(folder), safe_open(file, framework="pt") as tensors:
             found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         if absent := set(names) - set(found):
             index = folder / SAFE_WEIGHTS_INDEX_NAME

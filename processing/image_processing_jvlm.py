@@ -179,7 +179,17 @@ class JinaVLMImageProcessor(PilBackend):
     @auto_docstring
     def preprocess(self, images: ImageInput, *args, **kwargs: Unpack[JinaVLMImageProcessorKwargs]) -> BatchFeature:
         self._checked_settings(kwargs)  # also the settings of a file, which Transformers does not check
+        # As in `_settings`, None is the processor's setting.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         return super().preprocess(images, *args, **kwargs)
+
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        """Also names `size` in errors."""
+        try:
+            return super()._standardize_kwargs(**kwargs)
+        except (IndexError, TypeError) as error:
+            sizes = {name: kwargs[name] for name in ("size", "crop_size", "pad_size") if kwargs.get(name) is not None}
+            raise ValueError(f"`size` must have the same `height` and `width`, got {sizes}.") from error
 
     def _prepare_image_like_inputs(self, images: ImageInput, *args, **kwargs) -> list[PIL.Image.Image | torch.Tensor]:
         """Also names the index of an image in errors."""
@@ -311,7 +321,7 @@ def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize
 
 def _check_values(settings: SimpleNamespace):
     """Raises if an argument has a value that cannot be right, or that this image processor does not support."""
-    if settings.resample not in _INTERPOLATION:
+    if settings.resample not in list(_INTERPOLATION):
         raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {settings.resample!r}.")
     if settings.do_resize and not 1 <= settings.min_pixels <= min(settings.max_pixels, MAX_TILE_SIZE**2):
         raise ValueError(
@@ -328,15 +338,17 @@ def _check_values(settings: SimpleNamespace):
 
 
 def _numbers(name: str, value: Any, count: int) -> torch.Tensor:
-    """An argument as a float32 tensor `[count]`. Only `image_mean` may be 0 or less."""
+    """An argument as a float32 tensor `[count]`. `image_mean` may be 0, `image_std` must be positive."""
     try:
         numbers = torch.tensor(value, dtype=torch.float32).expand(count)
-        inverse = torch.zeros(1) if name == "image_mean" else 1 / numbers.clamp(min=0)
-        if torch.cat([numbers, inverse]).isfinite().all():
+        is_valid = numbers.isfinite()
+        if name != "image_mean":
+            is_valid = is_valid & (1 / numbers).isfinite() & ((numbers > 0) | (name != "image_std"))
+        if is_valid.all():
             return numbers
     except (TypeError, ValueError, RuntimeError):
         pass  # no numbers, or not as many
-    kind = "finite" if name == "image_mean" else "finite and above 0"
+    kind = {"image_mean": "finite", "image_std": "finite and above 0"}.get(name, "finite and not 0")
     amount = "a number" if count == 1 else f"a number or {count} numbers"
     raise ValueError(f"`{name}` must be {amount}, {kind}; got {value!r}.")
 

@@ -84,6 +84,8 @@ def test_stages_write_results_and_table(tmp_path, monkeypatch):
         "decode": ["batch 4 after 220 tokens", "tokens/s"],
         "end_to_end_smolvlm": ["first token", "a later token"],
         "growth_text": ["2048 tokens"],
+        "training_packing": ["8 rows of 1328 tokens"],
+        "training_frozen_tower": ["4 tiles, gradient checkpointing"],
     }.items():
         lines = [line for line in table.splitlines() if line.startswith(f"| {stage.replace('_', ' ')}, float32")]
         for text in expected:

@@ -426,6 +426,18 @@ def test_wrong_types_and_values_of_settings(image_processor, settings):
         image_processor(make_image(20, 30))
 
 
+def test_none_is_the_setting_of_the_processor(build_processor):
+    """In pixels and in the number of tokens alike."""
+    processor = build_processor(do_resize=True, max_pixels=64 * 64, pooled_grid=[2, 2], max_crops=3)
+    names = ("do_resize", "max_pixels", "pooled_grid", "max_crops", "layout", "size", "image_mean")
+    expected = processor(images=make_image(300, 200), text="<|image|>", return_tensors="pt")
+    outputs = processor.image_processor(make_image(300, 200), return_tensors="pt", **dict.fromkeys(names))
+    assert torch.equal(outputs["pixel_values"], expected["pixel_values"])
+    assert processor.image_processor.get_number_of_image_patches(300, 200, dict.fromkeys(names)) == len(
+        expected["pixel_values"]
+    )
+
+
 def test_whole_numbers_of_json_files(image_processor):
     """JSON writers turn 1.0 into 1."""
     expected = image_processor(make_image(20, 30), image_mean=[0.0] * 3, image_std=1.0, rescale_factor=1.0)

@@ -101,6 +101,11 @@ def _psd(image: PIL.Image.Image) -> bytes:
     return header + struct.pack(">IIIH", 0, 0, 0, 0) + np.asarray(image).transpose(2, 0, 1).tobytes()
 
 
+def _qoi(image: PIL.Image.Image) -> bytes:
+    pixels = [b"\xfe" + bytes(pixel) for row in np.asarray(image) for pixel in row]
+    return struct.pack(">4sIIBB", b"qoif", *SIZE, 3, 0) + b"".join(pixels) + bytes(7) + b"\1"
+
+
 def _xpm(image: PIL.Image.Image) -> bytes:
     pixels = np.asarray(image.convert("L")) // 86
     colours = ["a c #000000", "b c #7f7f7f", "c c None"]
@@ -128,6 +133,7 @@ BUILT = {
     "PCD": lambda image: bytes(2048) + b"PCD_".ljust(1539, b"\0") + bytes(96 * 2048 - 3587 + 768 * 512 * 3 // 2),
     "PIXAR": _pixar,
     "PSD": _psd,
+    "QOI": _qoi,
     "SUN": lambda image: struct.pack(">8I", 0x59A66A95, *SIZE, 24, 3 * WIDTH * HEIGHT, 1, 0, 0) + image.tobytes(),
     "WMF": lambda image: b"\xd7\xcd\xc6\x9a\0\0" + struct.pack("<4hHIH", 0, 0, *SIZE, 1440, 0, 0) + b"\1\0\t\0" * 20,
     "XPM": _xpm,

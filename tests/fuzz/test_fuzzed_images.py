@@ -140,7 +140,7 @@ def expected_rgb(image: PIL.Image.Image) -> torch.Tensor | None:
     return None
 
 
-@effort(short=100, long=9000)
+@effort(short=70, long=9000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 def test_images(processor, data):
@@ -162,7 +162,7 @@ TORCH_DTYPES = [torch.bool, torch.uint8, torch.int16, torch.uint16, torch.int32,
 TORCH_DTYPES += [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
-@effort(short=100, long=6000)
+@effort(short=70, long=6000)
 @given(data=st.data())
 def test_arrays(processor, data):
     settings = data.draw(image_settings())
@@ -257,7 +257,7 @@ def test_intact_files_of_every_format(small_tiles, tmp_path):
     assert kinds >= set(PIL.Image.OPEN), "a new version of Pillow opens more formats"
 
 
-NUM_MUTANTS = 100_000 if IS_LONG else 1500
+NUM_MUTANTS = 100_000 if IS_LONG else 600
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -287,7 +287,7 @@ def test_mutated_files_of_every_format(small_tiles, small_limit, tmp_path):
     assert not undocumented, "\n".join([f"{len(undocumented)} undocumented errors", *undocumented[:20]])
 
 
-@effort(short=60, long=3000)
+@effort(short=40, long=3000)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")
 def test_files(processor, tmp_path_factory, data):
@@ -365,6 +365,54 @@ ANY_SETTING = {
 }
 
 
+# Values that no setting has, of wrong types or so large that memory would run out.
+WILD = [
+    None,
+    "3",
+    2.5,
+    True,
+    [],
+    {},
+    [1, 2, 3],
+    ["a", "b"],
+    10**6,
+    -(10**6),
+    10**18,
+    float("nan"),
+    float("inf"),
+    -1.0,
+    0,
+]
+
+
+def check_setting_is_named(error: ValueError):
+    """Our messages and those of Transformers and huggingface_hub name a setting in one of these ways."""
+    assert re.search(r"`\w+`|field '\w+'|size\b|aspect ratio|is not a valid \w+", str(error)), error
+
+
+@effort(short=100, long=4000)
+@given(data=st.data())
+def test_wild_settings_work_or_are_an_error(data):
+    """Also of a file or an attribute. Nothing is allocated for an absurd size."""
+    image_processor = JinaVLMImageProcessor(size={"height": 56, "width": 56}, patch_size=8, overlap_margins=[1, 1])
+    names = list(image_processor.valid_kwargs.__annotations__)
+    chosen = data.draw(st.dictionaries(st.sampled_from(names), st.sampled_from(WILD), min_size=1, max_size=3))
+    image = PIL.Image.new("RGB", (100, 90), "red")
+    counts["wild settings"] += 1
+    for way in ("call", "file", "sizes"):
+        try:
+            if way == "call":
+                image_processor(image, **chosen)
+            elif way == "file":
+                JinaVLMImageProcessor.from_dict({**image_processor.to_dict(), **chosen})(image)
+            else:
+                image_processor.geometry(chosen)
+                image_processor.get_number_of_image_patches(90, 100, chosen)
+        except ValueError as error:
+            check_setting_is_named(error)
+            counts["wild settings rejected"] += 1
+
+
 @effort(short=100, long=3000)
 @given(data=st.data())
 def test_random_settings_work_or_are_an_error(processor, data):
@@ -377,7 +425,8 @@ def test_random_settings_work_or_are_an_error(processor, data):
     counts["images"] += 1
     try:
         inputs = processor(images=image, text="<|image|>", return_mm_token_type_ids=True, **settings)
-    except ValueError:
+    except ValueError as error:
+        check_setting_is_named(error)
         counts["images rejected"] += 1
     else:
         predicted = processor._get_num_multimodal_tokens(image_sizes=[[height, width]], **settings)
