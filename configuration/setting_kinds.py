@@ -113,6 +113,7 @@ _COMMON = {
     FLAG: "output_attentions output_hidden_states",
     Kind(_is_labels, "an object from integers to names"): "id2label",
     one_of(False): "is_encoder_decoder",
+    either(NAME, OBJECT): "attn_implementation experts_implementation",
 }
 _TOWER = {
     **_COMMON,
