@@ -12,7 +12,7 @@ _IMAGE_PROCESSOR_TYPE = IMAGE_PROCESSOR["image_processor_type"]
 _CLASSES = ("AutoConfig", "AutoImageProcessor", "AutoProcessor")
 _AUTO_MAP = {"auto_map": OBJECT, **{f"auto_map.{name}": NAME for name in _CLASSES}}
 KINDS: dict[str, dict[str, Kind]] = {
-    "config.json": _AUTO_MAP,
+    "config.json": {"model_type": NAME, **_AUTO_MAP},
     "generation_config.json": GENERATION,
     "preprocessor_config.json": {"image_processor_type": _IMAGE_PROCESSOR_TYPE, **_AUTO_MAP},
     "processor_config.json": {

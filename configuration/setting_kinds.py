@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, WatermarkingConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -82,6 +82,10 @@ def _is_list_of_ids(value: Any) -> bool:
 
 def _is_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(str(key).isdecimal() for key in value)
+
+
+def _is_watermarking(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() <= vars(WatermarkingConfig()).keys()
 
 
 def _is_rope(value: Any) -> bool:
@@ -210,7 +214,7 @@ GENERATION = _by_name(
         ),
         either(FLAG, one_of("never")): "early_stopping",
         NAME: "cache_implementation",
-        OBJECT: "watermarking_config",
+        Kind(_is_watermarking, "an object of the fields of `WatermarkingConfig`"): "watermarking_config",
     }
 )
 

@@ -29,7 +29,7 @@ from jvlm.conversion_scripts.verify import verify
 
 STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens", "weights", "settings"]
 NUM_FAULTS = 1000 if IS_LONG else 40  # per layout
-NUM_CHANGES = 1000 if IS_LONG else 25  # per format
+NUM_CHANGES = 1000 if IS_LONG else 15  # per format
 TIMEOUT = 120  # seconds
 # What the classes and functions of this package document, and nothing else.
 DOCUMENTED = (OSError, ValueError)
@@ -278,7 +278,7 @@ SNIPPETS = (
     "{% for m in messages %}",
     "{{ raise() }}",
 )
-VALUES_IN_JSON = {name: value for name, value in VALUES.items() if name != "NaN"} | {"text": "../x.safetensors"}
+PATHS = {"outside": "../x.safetensors", "absolute": "/x.safetensors", "pickle": "x.bin", "absent": "x.safetensors"}
 
 
 def change_settings(file: Path, rng: random.Random) -> str:
@@ -291,8 +291,9 @@ def change_settings(file: Path, rng: random.Random) -> str:
         return f"{snippet} at {offset}"
     settings = json.loads(text)
     paths = [*leaves(settings), *((name,) for name in ADDED.get(file.name, ()))]
-    path, kind = rng.choice(paths), rng.choice(list(VALUES_IN_JSON))
-    settings = changed(settings, path, VALUES_IN_JSON[kind])
+    values = VALUES | PATHS if "index" in file.name else VALUES
+    path, kind = rng.choice(paths), rng.choice(list(values))
+    settings = changed(settings, path, values[kind])
     file.write_text(json.dumps(settings), encoding="utf-8")
     return f"{'.'.join(path)}, {kind}"
 
