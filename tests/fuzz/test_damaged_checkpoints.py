@@ -299,11 +299,12 @@ def change_settings(file: Path, rng: random.Random) -> str:
 
 
 def names_the_setting(error: Exception, file: Path, change: str) -> bool:
-    """Whether an error is documented, and names the file, the setting, one that contradicts it, or a weight."""
+    """Whether an error is documented and names the file, the setting, its value, a related setting or a weight."""
     message, name = str(error), change.split(",")[0].split(".")[-1]
     if file.suffix == ".jinja":
         return isinstance(error, DOCUMENTED) and "chat template" in message.lower()
-    is_named = file.name in message or name in message or re.search(r"`[\w.]+`|weights[\w ]*: \S", message)
+    is_named = any(word in message for word in (file.name, name, PATHS["absent"]))
+    is_named = is_named or re.search(r"`[\w.]+`|weights[\w ]*: \S", message)
     return isinstance(error, DOCUMENTED) and bool(is_named)
 
 
