@@ -118,6 +118,7 @@ _COMMON = {
     Kind(_is_labels, "an object from integers to names"): "id2label",
     one_of(False): "is_encoder_decoder",
     either(NAME, OBJECT): "attn_implementation experts_implementation",
+    whole(0, 2**12): "num_labels",  # a list of labels is built
 }
 _TOWER = {
     **_COMMON,
