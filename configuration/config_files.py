@@ -9,9 +9,10 @@ from .setting_kinds import FLAG, GENERATION, IMAGE_PROCESSOR, NAME, OBJECT, Kind
 
 # What Transformers reads before the classes of this package do. These check the rest.
 _IMAGE_PROCESSOR_TYPE = IMAGE_PROCESSOR["image_processor_type"]
-_AUTO_MAP = {"auto_map": OBJECT, "auto_map.AutoImageProcessor": NAME, "auto_map.AutoProcessor": NAME}
+_CLASSES = ("AutoConfig", "AutoImageProcessor", "AutoProcessor")
+_AUTO_MAP = {"auto_map": OBJECT, **{f"auto_map.{name}": NAME for name in _CLASSES}}
 KINDS: dict[str, dict[str, Kind]] = {
-    "config.json": {"auto_map": OBJECT},
+    "config.json": {"model_type": NAME, **_AUTO_MAP},
     "generation_config.json": GENERATION,
     "preprocessor_config.json": {"image_processor_type": _IMAGE_PROCESSOR_TYPE, **_AUTO_MAP},
     "processor_config.json": {

@@ -175,6 +175,7 @@ class JinaVLMConfig(PreTrainedConfig):
             for name in ("auto_map", "bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.pop(name, None)
         check_settings({**kwargs, **vars(self)}, CONFIG)
+        check_settings(kwargs, {"num_labels": CONFIG["num_labels"]}, null=False)
         self.vision_config = self._sub_config("vision_config", VISION_DEFAULTS)
         self.text_config = self._sub_config("text_config", TEXT_DEFAULTS)
         # The connector pools, so a pooling head on the tower would be unused weights.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, WatermarkingConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -88,6 +88,10 @@ def _is_labels(value: Any) -> bool:
     return isinstance(value, dict) and all(str(key).isdecimal() for key in value)
 
 
+def _is_watermarking(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() <= vars(WatermarkingConfig()).keys()
+
+
 def _is_rope(value: Any) -> bool:
     # Transformers replaces missing values by its defaults, but not these two if they are null.
     return isinstance(value, dict) and all(value.get(name, "") is not None for name in ("rope_type", "rope_theta"))
@@ -117,6 +121,8 @@ _COMMON = {
     FLAG: "output_attentions output_hidden_states",
     Kind(_is_labels, "an object from integers to names"): "id2label",
     one_of(False): "is_encoder_decoder",
+    either(NAME, OBJECT): "attn_implementation experts_implementation",
+    whole(0, 2**12): "num_labels",  # a list of labels is built
 }
 _TOWER = {
     **_COMMON,
@@ -188,6 +194,15 @@ IMAGE_PROCESSOR = _by_name(
         NAME: "processor_class",
     }
 )
+# Settings of the published schema whose values are translated, by name.
+PUBLISHED = _by_name(
+    {
+        number(1, 2**10): "ratio",
+        several(_PIXELS, 2): "input_size base_input_size",
+        one_of("bilinear", "bicubic"): "interpolation",
+        number(-1000, 1000): "image_min image_max",
+    }
+)
 GENERATION = _by_name(
     {
         _COUNT: "bos_token_id pad_token_id min_length min_new_tokens no_repeat_ngram_size top_k",
@@ -204,7 +219,7 @@ GENERATION = _by_name(
         ),
         either(FLAG, one_of("never")): "early_stopping",
         NAME: "cache_implementation",
-        OBJECT: "watermarking_config",
+        Kind(_is_watermarking, "an object of the fields of `WatermarkingConfig`"): "watermarking_config",
     }
 )
 

@@ -37,8 +37,8 @@ def raise_for_weights(checkpoint: str | None, problems: dict[str, set[str]]) -> 
     for problem, names in problems.items():
         if names:
             raise ValueError(
-                f"{checkpoint} {problem}: {listed(names)}. Check that all its files are complete and belong together, "
-                "or pass `output_loading_info=True` to load what there is."
+                f"{checkpoint} {problem}: {listed(names)}. Check that config.json and all other files are complete "
+                "and belong together, or pass `output_loading_info=True` to load what there is."
             )
 
 

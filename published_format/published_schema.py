@@ -20,20 +20,7 @@ from typing import Any
 import PIL.Image
 from transformers import BaseImageProcessor, PreTrainedConfig, ProcessorMixin
 
-from ..configuration.setting_kinds import (
-    CONFIG,
-    FLAG,
-    IMAGE_PROCESSOR,
-    MAX_TILE_SIZE,
-    Kind,
-    check_settings,
-    is_one_of,
-    number,
-    one_of,
-    several,
-    shown,
-    whole,
-)
+from ..configuration.setting_kinds import CONFIG, FLAG, IMAGE_PROCESSOR, PUBLISHED, check_settings, is_one_of, shown
 from .published_template import read_template
 
 
@@ -53,16 +40,12 @@ WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Field:
-    """
-    Path of a setting of ours. `read` and `save` take the value and all our settings by path. `kind` is what the
-    published value may be, by default what ours may be.
-    """
+    """Path of a setting of ours. `read` and `save` take the value and all our settings by path."""
 
     path: str
     read: Callable = lambda value, ours: value
     save: Callable = lambda value, ours: value
     is_required: bool = True
-    kind: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +71,6 @@ def _optional(*names: str) -> dict:
 
 def _auto_map(**classes: str) -> SaveOnly:
     return SaveOnly({name: f"jinaai/jina-vlm--{path}" for name, path in classes.items()})
-
-
-_SQUARE = several(whole(1, MAX_TILE_SIZE), 2)
 
 
 def _side(size: list[int], ours: dict) -> int:
@@ -139,9 +119,7 @@ def _multi_head(heads: str, **sizes) -> dict:
 
 def _feed_forward(inner: str, outer: str, **settings) -> dict:
     """A feed-forward layer. `ratio` sets its inner width as a multiple of the outer one, unless `size` does."""
-    ratio = Field(
-        inner, lambda ratio, ours: ours.get(inner) or int(ratio * ours[outer]), lambda *_: 4, kind=number(1, 2**10)
-    )
+    ratio = Field(inner, lambda ratio, ours: ours.get(inner) or int(ratio * ours[outer]), lambda size, ours: 4)
     return {"size": Field(inner), "ratio": ratio, "inner_lnorm": False, "lnorm_config": _UNUSED_NORM, **settings}
 
 
@@ -197,7 +175,7 @@ _CONFIG = {
         "vit_layers": Field(
             "vision_feature_layer", _blocks, lambda blocks, ours: [b - _num_outputs(ours) for b in blocks]
         ),
-        "input_size": Field("vision_config.image_size", _side, lambda side, _: [side, side], kind=_SQUARE),
+        "input_size": Field("vision_config.image_size", _side, lambda side, _: [side, side]),
         "n_channels": Field("vision_config.num_channels", is_required=False),
         "output_size": Field("text_config.hidden_size"),
         **{"model_type": "jvlm", "positional_interpolation": "bicubic", "patch_dropout": 0.0},
@@ -228,23 +206,21 @@ def _cells_per_side(ours: dict) -> int:
     return -(-_patches_per_side(ours) // ours["pooling_size"])
 
 
-_LIMIT = number(-1000, 1000)
 # The published code scales [0, 1] to [image_min, image_max] and does not use its `image_mean` and `image_std`.
 _IMAGE_PROCESSOR = {
     **_optional("antialias", "do_convert_rgb", "do_resize", "max_crops", "max_pixels", "min_pixels"),
     **_optional("overlap_margins", "resize_in_float32", "image_processor_type", "processor_class"),
     "patch_size": Field("patch_size"),
-    "base_input_size": Field("size", _size, lambda size, _: [size["height"], size["width"]], kind=_SQUARE),
+    "base_input_size": Field("size", _size, lambda size, _: [size["height"], size["width"]]),
     **_all(Field("pooling_size"), "pooling_h", "pooling_w"),
     **_all(_cells_per_side, "token_length_h", "token_length_w"),
     "interpolation": Field(
         "resample",
         lambda name, _: {"bilinear": 2, "bicubic": 3}[name],
         lambda resample, _: PIL.Image.Resampling(resample).name.lower(),
-        kind=one_of("bilinear", "bicubic"),
     ),
-    "image_min": Field("low", save=lambda _, ours: -ours["image_mean"][0] / ours["image_std"][0], kind=_LIMIT),
-    "image_max": Field("high", save=lambda _, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0], kind=_LIMIT),
+    "image_min": Field("low", save=lambda _, ours: -ours["image_mean"][0] / ours["image_std"][0]),
+    "image_max": Field("high", save=lambda _, ours: (1 - ours["image_mean"][0]) / ours["image_std"][0]),
     **{"cropping_method": "overlap-and-resize", "normalization_method": "minmax"},
     **_all(False, "padding_mask", "preserve_aspect_ratio", "random_interpolation"),
     **{"padding_value": 0.0, "use_column_tokens": True},
@@ -319,7 +295,8 @@ def _read(table: dict, settings: dict, path: str = "") -> dict[str, Any]:
             raise ValueError(f"`{path}` is missing in this published checkpoint. Download its file again.")
     for path, value, field in fields:
         if value is not None:
-            if not (kind := field.kind or _KINDS[field.path]).allows(value):
+            kind = PUBLISHED.get(path.rpartition(".")[2]) or _KINDS[field.path]
+            if not kind.allows(value):
                 raise _refuse(path, value, f"it must be {kind.description}")
             try:
                 translated = field.read(value, ours)

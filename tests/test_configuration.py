@@ -338,6 +338,8 @@ def test_published_values_that_are_not_implemented(field, value):
         ({"connector_head_dim": 2**20 + 1}, ["`connector_head_dim`", "from 1 to 1048576", "1048577"]),
         ({"connector_hidden_act": "swish7"}, ["`connector_hidden_act`", "swish7", "activation"]),
         ({"image_token_id": 151936}, ["different ids", "'image_token_id': 151936"]),
+        ({"num_labels": None}, ["`num_labels`", "None"]),
+        ({"num_labels": 10**9}, ["`num_labels`", "4096"]),
         ({"dtype": "float33"}, ["`dtype`", "float33", "bfloat16"]),
         (
             {"vision_config": {"num_attention_heads": 7, "num_hidden_layers": 25}},

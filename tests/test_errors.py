@@ -300,13 +300,13 @@ def test_channels_without_rgb_conversion(processor):
 
 @pytest.mark.parametrize("array", [np.array([["a"]]), np.zeros((9, 9, 3), complex), np.zeros((9, 9, 3), object)])
 def test_unsupported_array_dtypes(processor, array):
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises(ValueError, match=r"Image 0: a ndarray of dtype .* cannot be read"):
         processor.image_processor(array)
 
 
 @pytest.mark.parametrize("value", [5, {"a": 1}, object()])
 def test_unsupported_types_of_images(processor, value):
-    with pytest.raises((ValueError, TypeError), match=r"entries|image|type"):
+    with pytest.raises(ValueError, match=r"entries|image|type"):
         processor.image_processor(value)
 
 
@@ -560,7 +560,7 @@ def test_folder_without_weights(build_model, tmp_path):
 def test_truncated_weight_file(published):
     path = published / "model.safetensors"
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(Exception, match=r"(?i)invalid|incomplete|header|safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or truncated"):
         AutoModelForImageTextToText.from_pretrained(published)
 
 

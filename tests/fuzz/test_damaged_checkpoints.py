@@ -1,32 +1,38 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Random damage to a saved checkpoint. Loading it must fail with an error that names the file or the wrong entry in it,
-or `verify` must detect the difference in the outputs. No pickle may be opened.
+Random damage to a saved checkpoint, and random values in its settings. Loading it must fail with a documented error
+that names the file or the wrong entry in it, or `verify` must detect the difference. No pickle may be opened.
 """
 
 import json
 import pickle
 import random
 import re
+import resource
 import shutil
 import signal
+import time
 from pathlib import Path
 
-import jinja2
 import pytest
 import torch
 from fuzzing import IS_LONG, counts
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
+from wrong_values import VALUES, changed, leaves
 
-from jvlm import JinaVLMProcessor
+from jvlm import JinaVLMForConditionalGeneration, JinaVLMProcessor
+from jvlm.configuration.setting_kinds import GENERATION
 from jvlm.conversion_scripts.verify import verify
 
 
 STAGES = ["pixels", "prompt tokens", "vision features", "connector", "logits", "greedy tokens", "weights", "settings"]
 NUM_FAULTS = 1000 if IS_LONG else 40  # per layout
+NUM_CHANGES = 1000 if IS_LONG else 15  # per format
 TIMEOUT = 120  # seconds
+# What the classes and functions of this package document, and nothing else.
+DOCUMENTED = (OSError, ValueError)
 
 
 @pytest.fixture
@@ -118,9 +124,9 @@ def is_readable(file: Path) -> bool:
     return file.is_file()
 
 
-def outputs(folder: Path, image) -> list[torch.Tensor]:
+def outputs(folder: Path, image, model_class=AutoModelForImageTextToText) -> list[torch.Tensor]:
     """The outputs of a checkpoint for two conversations: token ids, pixels, logits and greedy tokens."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), JinaVLMProcessor.from_pretrained(folder)
+    model, processor = model_class.from_pretrained(folder), JinaVLMProcessor.from_pretrained(folder)
     question = [
         {"type": "text", "text": "Who is this lady?"},
         {"type": "image", "image": image},
@@ -160,8 +166,10 @@ def new_words(before: str, after: str) -> set[str]:
 
 
 def names_the_fault(error: Exception, file: Path, original: Path) -> bool:
-    """Whether an error message names the file or, if the file can be parsed, the wrong entry in it."""
+    """Whether an error is documented, and names the file or, if the file can be parsed, the wrong entry in it."""
     message = str(error)
+    if not isinstance(error, DOCUMENTED):
+        return False
     if file.name in message:
         return True
     if not file.exists():
@@ -172,7 +180,7 @@ def names_the_fault(error: Exception, file: Path, original: Path) -> bool:
     if file.suffix == ".safetensors":
         return is_readable(file) and bool(re.search(r"(weights: |do not fit: |damaged)\S", message))
     if file.suffix == ".jinja":
-        return isinstance(error, jinja2.TemplateError) or "chat template" in message
+        return "chat template" in message
     if not is_readable(file):
         return False
     # The message may name a setting, a weight of the wrong shape, an image token or the damaged word itself.
@@ -213,7 +221,6 @@ def check_fault(
     assert is_readable(file) or not file.exists() or file.suffix == ".jinja"
     stages = attempt(verify, original, damaged, image=[make_image(60, 60)], prompt="Who is this lady?")
     if isinstance(stages, Exception):
-        assert isinstance(stages, (OSError, ValueError))
         assert names_the_fault(stages, file, original), f"{type(stages).__name__}: {stages}"
         return "rejected by verify"
     first = next((stage.name for stage in stages if not stage.is_equal), None)
@@ -243,3 +250,91 @@ def test_random_damage_is_detected(original, make_image, layout):
         except AssertionError as error:
             raise AssertionError(f"fault {number} of seed {seed}, {file.name} {weight}: {error}") from error
         counts[f"faults {outcome}"] += 1
+
+
+# Wrong settings
+
+
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "model.safetensors.index.json",
+    "chat_template.jinja",
+)
+# What Transformers' own classes read, besides the settings of a file, and what may be wrong in a template.
+ADDED = {
+    "config.json": ("attn_implementation", "dtype", "id2label", "torch_dtype", "num_labels"),
+    "generation_config.json": (*GENERATION, "unknown"),
+    "model.safetensors.index.json": ("weight_map", "metadata"),
+}
+SNIPPETS = (
+    "{{ x.y }}",
+    "{% if %}",
+    "{{ messages[9] }}",
+    "{{ 1 / 0 }}",
+    "}}",
+    "{% for m in messages %}",
+    "{{ raise() }}",
+)
+PATHS = {"outside": "../x.safetensors", "absolute": "/x.safetensors", "pickle": "x.bin", "absent": "x.safetensors"}
+
+
+def change_settings(file: Path, rng: random.Random) -> str:
+    """Replaces or adds one setting of a file, in place, and returns its path and the kind of value."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".jinja":
+        offset, snippet = rng.randrange(len(text)), rng.choice(SNIPPETS)
+        cut = rng.choice([0, 0, 1, 9])
+        file.write_text(text[:offset] + snippet + text[offset + cut :], encoding="utf-8")
+        return f"{snippet} at {offset}"
+    settings = json.loads(text)
+    paths = [*leaves(settings), *((name,) for name in ADDED.get(file.name, ()))]
+    values = VALUES | PATHS if "index" in file.name else VALUES
+    path, kind = rng.choice(paths), rng.choice(list(values))
+    settings = changed(settings, path, values[kind])
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return f"{'.'.join(path)}, {kind}"
+
+
+def names_the_setting(error: Exception, file: Path, change: str) -> bool:
+    """Whether an error is documented and names the file, the setting, its value, a related setting or a weight."""
+    message, name = str(error), change.split(",")[0].split(".")[-1]
+    if file.suffix == ".jinja":
+        return isinstance(error, DOCUMENTED) and "chat template" in message.lower()
+    is_named = any(word in message for word in (file.name, name, PATHS["absent"]))
+    is_named = is_named or re.search(r"`[\w.]+`|weights[\w ]*: \S", message)
+    return isinstance(error, DOCUMENTED) and bool(is_named)
+
+
+@pytest.mark.parametrize("kind", ["published", "own"])
+def test_random_settings(release, original, make_image, tmp_path, kind):
+    folder = original("stitched") if kind == "own" else release / "checkpoint"
+    damaged = tmp_path / "changed"
+    files = [name for name in SETTINGS if (folder / name).is_file()]
+    assert len(files) == 5
+    seed = random.randrange(2**32) if IS_LONG else 0
+    rng = random.Random(seed)
+    expected, outcomes = outputs(folder, make_image(90, 130)), set()
+    for number in range(NUM_CHANGES):
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(folder, damaged)
+        file = damaged / files[number % len(files)]
+        change = change_settings(file, rng)
+        memory, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        # The Auto classes would read `model_type` and `auto_map` before this one, with errors of their own.
+        found = attempt(outputs, damaged, make_image(90, 130), JinaVLMForConditionalGeneration)
+        case = f"change {number} of seed {seed}, {file.name}: {change}"
+        if isinstance(found, Exception):
+            assert names_the_setting(found, file, change), f"{case}: {type(found).__name__}: {found}"
+            assert time.process_time() - start < 10, case
+            outcome = f"are a {type(found).__name__}"
+        else:
+            assert all(torch.isfinite(part.float()).all() for part in found), case
+            is_same = all(torch.equal(a, b) for a, b in zip(found, expected, strict=False))
+            outcome = "have no effect on two chats" if is_same else "load"
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 500_000, case  # kilobytes on Linux
+        outcomes.add(outcome)
+        counts[f"settings {outcome}"] += 1
+    assert {"are a ValueError", "have no effect on two chats"} <= outcomes
