@@ -38,8 +38,6 @@ def load_image(image: Any, timeout: float = 30.0) -> Any:
         return image
     if isinstance(image, dict) and not {"bytes", "path"}.isdisjoint(image):
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if image is None:
-        raise ValueError("an image is None; it must be an image, or have `bytes` or a `path`.")
     if isinstance(image, (bytes, bytearray, memoryview)):
         with decoding(f"the file of {len(image)} bytes"):
             return _open(BytesIO(image))

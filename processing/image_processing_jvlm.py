@@ -21,8 +21,6 @@ from typing import Any
 
 import PIL.Image
 import torch
-from huggingface_hub.dataclasses import validate_typed_dict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
@@ -39,7 +37,7 @@ from transformers.utils import TensorType, auto_docstring, logging
 
 from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import default_pooled_grid
-from ..configuration.setting_kinds import MAX_TILE_SIZE
+from ..configuration.setting_kinds import IMAGE_PROCESSOR, check_settings, value_errors
 from ..published_format.published_schema import read_image_processor
 from .image_conversion import to_rgb, with_channel_axis
 from .image_loading import load_image, naming_image
@@ -140,6 +138,7 @@ class JinaVLMImageProcessor(PilBackend):
 
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
         super().__init__(**kwargs)
+        _geometry(self._checked_settings(None))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -183,7 +182,8 @@ class JinaVLMImageProcessor(PilBackend):
         self._checked_settings(kwargs)  # also the settings of a file, which Transformers does not check
         # As in `_settings`, None is the processor's setting.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        return super().preprocess(images, *args, **kwargs)
+        with value_errors():  # of the types of the other arguments
+            return super().preprocess(images, *args, **kwargs)
 
     def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
         """Also names `size` in errors."""
@@ -250,18 +250,12 @@ class JinaVLMImageProcessor(PilBackend):
         return SimpleNamespace(**self._standardize_kwargs(**values))
 
     def _checked_settings(self, images_kwargs: dict[str, Any] | None) -> SimpleNamespace:
-        """Like `_settings`. Raises if a type or a value cannot be right, also of an argument that a file set."""
+        """Like `_settings`. Raises if a type or a value cannot be right, also of the processor's own settings."""
         given = {name: value for name, value in (images_kwargs or {}).items() if value is not None}
-        # JSON files may contain 1 for 1.0. `_check_values` checks these numbers.
-        names = self.valid_kwargs.__annotations__.keys() - {"rescale_factor", "image_mean", "image_std"}
-        values = {name: getattr(self, name, None) for name in names}
-        values |= {name: given[name] for name in given.keys() & self.valid_kwargs.__annotations__.keys()}
-        if isinstance(values["size"], SizeDict):
-            values["size"] = dict(values["size"])
-        try:
-            validate_typed_dict(self.valid_kwargs, values)
-        except StrictDataclassError as error:
-            raise ValueError(str(error)) from error
+        values = {name: getattr(self, name, None) for name in self.valid_kwargs.__annotations__} | given
+        if isinstance(size := values.pop("size"), (dict, SizeDict)):  # `_standardize_kwargs` checks numbers
+            values["size"] = dict(size)
+        check_settings(values, IMAGE_PROCESSOR, null=False)
         settings = self._settings(images_kwargs)
         _check_values(settings)
         return settings
@@ -278,8 +272,8 @@ class JinaVLMImageProcessor(PilBackend):
         settings = SimpleNamespace(do_resize=do_resize, **kwargs)
         geometry, mode, antialias = _geometry(settings), _INTERPOLATION[settings.resample], settings.antialias
         tile_size, stride = geometry.tile_size, geometry.stride
-        mean = _numbers("image_mean", settings.image_mean if do_normalize else 0.0, 3)
-        std = _numbers("image_std", settings.image_std if do_normalize else 1.0, 3)
+        mean, std = (settings.image_mean, settings.image_std) if do_normalize else (0, 1)
+        mean, std = (torch.tensor(value, dtype=torch.float32).expand(3) for value in (mean, std))
         scale, shift = (1 / std).tolist(), -mean / std
 
         def rescale(image: torch.Tensor) -> torch.Tensor:
@@ -333,36 +327,10 @@ def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize
 
 def _check_values(settings: SimpleNamespace):
     """Raises if an argument has a value that cannot be right, or that this image processor does not support."""
-    if settings.resample not in list(_INTERPOLATION):
-        raise ValueError(f"`resample` must be BILINEAR or BICUBIC, got {settings.resample!r}.")
-    if settings.do_resize and not 1 <= settings.min_pixels <= min(settings.max_pixels, MAX_TILE_SIZE**2):
-        raise ValueError(
-            f"`min_pixels` ({settings.min_pixels}) must be at least 1, and at most `max_pixels` "
-            f"({settings.max_pixels}) and {MAX_TILE_SIZE**2}."
-        )
+    if settings.do_resize and settings.min_pixels > settings.max_pixels:
+        raise ValueError(f"`min_pixels` ({settings.min_pixels}) must be at most `max_pixels` ({settings.max_pixels}).")
     if settings.do_center_crop or settings.do_pad or settings.data_format not in (None, ChannelDimension.FIRST):
         raise ValueError("`do_center_crop`, `do_pad` and a `data_format` other than channels first are not supported.")
-    if settings.do_rescale:
-        _numbers("rescale_factor", settings.rescale_factor, 1)
-    if settings.do_normalize:
-        _numbers("image_mean", settings.image_mean, 3)
-        _numbers("image_std", settings.image_std, 3)
-
-
-def _numbers(name: str, value: Any, count: int) -> torch.Tensor:
-    """An argument as a float32 tensor `[count]`. `image_mean` may be 0, `image_std` must be positive."""
-    try:
-        numbers = torch.tensor(value, dtype=torch.float32).expand(count)
-        is_valid = numbers.isfinite()
-        if name != "image_mean":
-            is_valid = is_valid & (1 / numbers).isfinite() & ((numbers > 0) | (name != "image_std"))
-        if is_valid.all():
-            return numbers
-    except (TypeError, ValueError, RuntimeError):
-        pass  # no numbers, or not as many
-    kind = {"image_mean": "finite", "image_std": "finite and above 0"}.get(name, "finite and not 0")
-    amount = "a number" if count == 1 else f"a number or {count} numbers"
-    raise ValueError(f"`{name}` must be {amount}, {kind}; got {value!r}.")
 
 
 def _geometry(settings: SimpleNamespace) -> TileGeometry:

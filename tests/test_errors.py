@@ -333,7 +333,10 @@ def test_aspect_ratio_limit(processor, do_resize):
         ({"layout": "mosaic"}, ["`layout`", "'mosaic'"]),
         ({"overlap_margins": [4, 4]}, ["`overlap_margins`", "[4, 4]"]),
         ({"overlap_margins": [4, 3]}, ["`overlap_margins` is [4, 3]", "7 patches"]),
-        ({"overlap_margins": [-1, 1]}, ["`overlap_margins` is [-1, 1]"]),
+        (
+            {"overlap_margins": [-1, 1]},
+            ["`overlap_margins` must be a list of 2", "from 0 to 4096, got [-1, 1]"],
+        ),
         ({"overlap_margins": [1]}, ["`overlap_margins`", "[1]"]),
         ({"pooling_size": 0}, ["`pooling_size`", "0"]),
         ({"pooling_size": -1}, ["`pooling_size`", "-1"]),

@@ -387,7 +387,7 @@ WILD = [
 
 def check_setting_is_named(error: ValueError):
     """Our messages and those of Transformers and huggingface_hub name a setting in one of these ways."""
-    assert re.search(r"`\w+`|field '\w+'|size\b|aspect ratio|is not a valid \w+", str(error)), error
+    assert re.search(r"`\w+`|[Ff]ield '\w+'|size\b|aspect ratio|is not a valid \w+", str(error)), error
 
 
 @effort(short=100, long=1500)

@@ -173,8 +173,11 @@ def test_pad_to_multiple_of(build_processor, build_row):
         (lambda row: row["messages"].pop(), "no assistant message"),
         (lambda row: row.update(images=[b"no image"]), "cannot identify image file"),
         (lambda row: row.update(images=["missing.png"]), "missing.png"),
-        (lambda row: row.update(images=[None]), "an image is None"),
-        (lambda row: row.update(images=[{"bytes": None, "path": None}]), "must be an image, or have `bytes`"),
+        (lambda row: row.update(images=[None]), "an image of type NoneType is not supported"),
+        (
+            lambda row: row.update(images=[{"bytes": None, "path": None}]),
+            "NoneType is not supported; .* a dict with .bytes. or .path.",
+        ),
         (lambda row: row["messages"][0]["content"].append({"type": "text", "text": "<im_patch>"}), "<im_patch>"),
         (lambda row: row["messages"][0]["content"].append({"type": "text", "text": None}), "`messages.0.`.*'text'"),
         (lambda row: row["messages"][0]["content"].append("a string"), "`messages.0.`.*'a string'"),
