@@ -88,7 +88,8 @@ def _naming_cause(message: str, fix: str) -> Iterator[None]:
             fix = "raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         elif isinstance(error, OSError) and error.errno is not None:
             fix = "check the path"
-        raise ValueError(f"{message} ({type(error).__name__}: {_shorten(str(error), 300)}); {fix}.") from error
+        reason = _shorten(str(error).partition(" <_io.")[0], 300)  # without the address of a file object
+        raise ValueError(f"{message} ({type(error).__name__}: {reason}); {fix}.") from error
 
 
 def _open(file: BinaryIO) -> PIL.Image.Image:

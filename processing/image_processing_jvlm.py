@@ -13,6 +13,7 @@
 # limitations under the License.
 """Image processor of JinaVLM: images of any size to overlapping tiles and a thumbnail."""
 
+import difflib
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -149,7 +150,16 @@ class JinaVLMImageProcessor(PilBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs):
-        """Also reads a dict in the published schema, so that `from_pretrained` loads the published checkpoint."""
+        """
+        Also reads a dict in the published schema, so that `from_pretrained` loads the published checkpoint.
+
+        Raises:
+            ValueError: for a setting with a wrong value, and for a keyword that looks like a misspelt setting.
+        """
+        settings = sorted(cls.valid_kwargs.__annotations__)
+        for name in kwargs.keys() - set(settings):  # Transformers ignores unknown keywords here.
+            if similar := difflib.get_close_matches(name, settings, n=1, cutoff=0.85):
+                raise ValueError(f"`{name}` is not a setting of the image processor; did you mean `{similar[0]}`?")
         return super().from_dict(read_image_processor(image_processor_dict), **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any, timeout: float = 30.0) -> Any:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers import LAYOUTS, encode_base64, encode_image
 from reference import expected_tiles
-from transformers import AutoImageProcessor, BatchFeature
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature
 
 from jvlm import JinaVLMImageProcessor
 from jvlm.processing import image_conversion, image_processing_jvlm
@@ -559,6 +559,15 @@ def test_published_settings(release):
     assert image_processor.antialias is False
     assert image_processor.resample == PIL.Image.Resampling.BILINEAR
     assert image_processor.resize_in_float32 is False
+
+
+@pytest.mark.parametrize("load", [AutoImageProcessor, AutoProcessor])
+def test_misspelt_settings_of_from_pretrained(release, load):
+    """Transformers ignores keywords that it does not know."""
+    with pytest.raises(ValueError, match=r"`max_crop` is not a setting.*did you mean `max_crops`"):
+        load.from_pretrained(release / "checkpoint", max_crop=3)
+    others = {"padding_side": "left", "revision": "main", "backend": "pil", "model_max_length": 9}
+    assert load.from_pretrained(release / "checkpoint", **others)
 
 
 def test_published_settings_can_be_overridden(release, make_image):
