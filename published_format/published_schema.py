@@ -259,7 +259,10 @@ def by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _refuse(path: str, value: Any, reason: str) -> ValueError:
-    return ValueError(f"`{path}` is {shown(value)} in this published checkpoint: {reason}. It needs other model code.")
+    return ValueError(
+        f"`{path}` is {shown(value)} in this published checkpoint: {reason}. The file was changed, or it needs other "
+        "model code."
+    )
 
 
 def _values(entry: Any, ours: dict) -> tuple:
