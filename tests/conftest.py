@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from helpers import END_OF_TEXT, assistant, make_image, user
+from helpers import END_OF_TEXT, LAYOUTS, assistant, make_image, user
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedTokenizerFast, set_seed
 
@@ -195,3 +195,14 @@ def user_message():
 def assistant_message():
     """A function (text) that makes an assistant message."""
     return assistant
+
+
+@pytest.fixture(params=[*LAYOUTS, "published"])
+def checkpoint(request, release, build_model, build_processor, tmp_path):
+    """The folder of a model, with rows that no token has, and its processor: in either layout, and as published."""
+    if request.param == "published":
+        return release / "checkpoint"
+    folder = tmp_path / "checkpoint"
+    build_model(request.param).save_pretrained(folder)
+    build_processor(request.param).save_pretrained(folder)
+    return folder

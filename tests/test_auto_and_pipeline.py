@@ -10,7 +10,7 @@ from threading import Thread
 import PIL.Image
 import pytest
 import torch
-from helpers import LAYOUTS, chat_inputs, encode_base64, encode_image
+from helpers import chat_inputs, encode_base64, encode_image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -36,17 +36,6 @@ from jvlm import (
 
 
 GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-
-
-@pytest.fixture(params=[*LAYOUTS, "published"])
-def checkpoint(request, release, build_model, build_processor, tmp_path):
-    """The folder of a model and its processor."""
-    if request.param == "published":
-        return release / "checkpoint"
-    folder = tmp_path / "checkpoint"
-    build_model(request.param).save_pretrained(folder)
-    build_processor(request.param).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -70,6 +70,14 @@ def test_gradients_reach_every_parameter(build_model, collate, build_row, layout
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
 
 
+def count_first_blocks(model) -> list:
+    """A list that gets the first feed-forward layer of tower and decoder in each of its calls."""
+    calls: list = []
+    for part in (model.model.vision_tower.encoder, model.model.language_model):
+        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
+    return calls
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, build_row, layout, use_reentrant):
@@ -78,9 +86,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_model, collate, b
     loss, gradients = loss_and_gradients(model, batch)
     checkpoint_activations(model, {"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    calls = []
-    for part in (model.model.vision_tower.encoder, model.model.language_model):
-        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
+    calls = count_first_blocks(model)
     loss_again, gradients_again = loss_and_gradients(model, batch)
     # The backward pass recomputes the blocks.
     assert [calls.count(module) for module in dict.fromkeys(calls)] == [2, 2]
@@ -98,9 +104,7 @@ def test_checkpointing_does_not_run_a_frozen_tower_again(build_model, collate, b
     loss, gradients = loss_and_gradients(model, batch)
     checkpoint_activations(model, {"use_reentrant": use_reentrant})
     model.enable_input_require_grads()
-    calls = []
-    for part in (model.model.vision_tower.encoder, model.model.language_model):
-        part.layers[0].mlp.register_forward_pre_hook(lambda module, args: calls.append(module))
+    calls = count_first_blocks(model)
     needs_grad = []
     model.model.connector.register_forward_pre_hook(lambda module, args: needs_grad.append(args[0].requires_grad))
     loss_again, gradients_again = loss_and_gradients(model, batch)
