@@ -47,6 +47,10 @@ class DataCollatorForJinaVLM:
             No row attends to another one, and the loss is that of the padded batch. Saves the computation of padding
             tokens if rows have different lengths.
 
+    Attributes:
+        vision_features ([`VisionFeatures`], *optional*): kept features of a frozen vision tower. Batches have them as
+            `vision_features` of shape `[tiles, patches, feature_size]` in place of `pixel_values`.
+
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`,
         `pixel_values` of shape `[tiles, 3, height, width]` and `image_token_positions` of shape
@@ -82,6 +86,7 @@ class DataCollatorForJinaVLM:
         self.add_blank_tile = add_blank_tile
         self.skip_bad_rows = skip_bad_rows
         self.packing = packing
+        self.vision_features: Any = None
         self._answer_end = _missing_end(processor)
         self._num_skipped_rows = torch.zeros(1, dtype=torch.long).share_memory_()  # workers add to it
 
@@ -91,6 +96,12 @@ class DataCollatorForJinaVLM:
         return int(self._num_skipped_rows)
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        batch = self._collate_good(rows)
+        if self.vision_features is not None and "pixel_values" in batch:
+            batch["vision_features"] = self.vision_features.read(batch.pop("pixel_values"))
+        return batch
+
+    def _collate_good(self, rows: list[dict]) -> dict[str, Any]:
         try:
             return self._collate(rows)
         except (ValueError, OSError):

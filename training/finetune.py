@@ -13,7 +13,9 @@ model card; with rows to evaluate on also eval_results.json, and answers.jsonl w
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -168,11 +170,14 @@ def load_model(model_args: ModelArguments, args: JinaVLMTrainingArguments) -> Pr
         return model
     if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
         raise ValueError(f"--dtype is {model.dtype}, but adapters are trained in float32: add --bf16.")
-    return add_adapters(model, model_args)
+    return add_adapters(model, model_args, args.freeze or ())
 
 
-def add_adapters(model: PreTrainedModel, model_args: ModelArguments) -> PeftModel:
-    """Adds LoRA or DoRA adapters and makes the connector trainable, both in float32."""
+def add_adapters(model: PreTrainedModel, model_args: ModelArguments, frozen: Sequence[str] = ()) -> PeftModel:
+    """
+    Adds LoRA or DoRA adapters and makes the connector trainable, both in float32. Modules whose names are in `frozen`
+    get no adapters.
+    """
     targets = model_args.lora_target_modules
     config = LoraConfig(
         r=model_args.lora_r,
@@ -180,6 +185,7 @@ def add_adapters(model: PreTrainedModel, model_args: ModelArguments) -> PeftMode
         lora_dropout=model_args.lora_dropout,
         use_dora=model_args.recipe == "dora",
         target_modules="all-linear" if targets == ["all-linear"] else targets,
+        exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, frozen))})\..*" if frozen else None,
         modules_to_save=["connector"],
         task_type="CAUSAL_LM",
     )

@@ -191,6 +191,11 @@ class Mixture(Dataset):
             self._orders[number] = round_, np.random.default_rng([self.seed, 2, number, round_]).permutation(size)
         return number, int(self._orders[number][1][position])
 
+    def distinct_rows(self) -> np.ndarray:
+        """The indices at which a row of a data set is drawn for the first time."""
+        sizes = np.array([len(rows) for rows in self.data_sets])
+        return np.flatnonzero(self.positions < sizes[self.sources])
+
     def describe(self) -> str:
         """Data sets, rows and shares in a few lines of text."""
         drawn = np.bincount(self.sources, minlength=len(self.data_sets))

@@ -248,6 +248,18 @@ def rates(arguments) -> tuple:
     return tuple(getattr(arguments[2], f"{module}_learning_rate") for module in finetune.MODULES)
 
 
+def test_adapters_beside_a_frozen_tower_train_on_kept_features(checkpoint, rows_folder, tmp_path):
+    options = ("--recipe", "lora", "--freeze", "vision_tower", "--lora_dropout", "0", "--dataset_test_split", "test")
+    run(checkpoint, rows_folder, tmp_path / "kept", *options, "--keep_vision_features", str(tmp_path / "features"))
+    run(checkpoint, rows_folder, tmp_path / "plain", *options)
+    assert list((tmp_path / "features").glob("*.safetensors"))
+    saved, plain = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("kept", "plain"))
+    assert not any("vision_tower" in name for name in saved)
+    assert any("language_model" in name and ".lora_B" in name for name in saved)
+    for name, tensor in saved.items():
+        torch.testing.assert_close(tensor, plain[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_recipes_set_rates_unless_some_are_given():
     second = STAGES["instruction"]
     paper = tuple(second[f"{module}_learning_rate"] for module in finetune.MODULES)

@@ -62,6 +62,13 @@ def test_every_data_set_is_read_in_full_before_a_row_comes_again():
         assert rounds[0] != sorted(rounds[0])
 
 
+def test_distinct_rows_are_the_first_draws():
+    rows = mixture(20)
+    located = [rows.locate(index) for index in range(len(rows))]
+    assert len(set(located)) < len(located)
+    assert [located[index] for index in rows.distinct_rows()] == list(dict.fromkeys(located))
+
+
 def test_rows_are_a_function_of_seed_and_index():
     rows, again, other = mixture(single_source_steps=50), mixture(single_source_steps=50), mixture(seed=1)
     order = list(range(len(rows)))
