@@ -244,6 +244,7 @@ class JinaVLMTrainer(Trainer):
         _keep_batches_whole(args)
         if isinstance(data_collator, DataCollatorForJinaVLM):
             args.remove_unused_columns = False  # the collator reads columns that the model does not know
+            data_collator.allow_empty_batches = True  # `compute_loss` gives them no weight
         super().__init__(model, args, data_collator, *positional, **kwargs)
         for adapter in getattr(self.model, "peft_config", {}).values():
             # PEFT writes this path into the adapter, which is loaded from other folders, too.
