@@ -176,6 +176,8 @@ def _whole_tower(model: Any, device: torch.device) -> Iterator[None]:
 
         with deepspeed.zero.GatheredParameters(list(tower.parameters())):
             yield
+    elif before == device:  # a quantized tower cannot be moved
+        yield
     else:
         tower.to(device)
         yield

@@ -248,8 +248,12 @@ def rates(arguments) -> tuple:
     return tuple(getattr(arguments[2], f"{module}_learning_rate") for module in finetune.MODULES)
 
 
-def test_adapters_beside_a_frozen_tower_train_on_kept_features(checkpoint, rows_folder, tmp_path):
-    options = ("--recipe", "lora", "--freeze", "vision_tower", "--lora_dropout", "0", "--dataset_test_split", "test")
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+def test_adapters_beside_a_frozen_tower_train_on_kept_features(checkpoint, rows_folder, tmp_path, recipe):
+    options = ("--recipe", recipe, "--freeze", "vision_tower", "--lora_dropout", "0")
+    if recipe == "qlora":
+        pytest.importorskip("bitsandbytes")
+        options += ("--bf16", "true")
     run(checkpoint, rows_folder, tmp_path / "kept", *options, "--keep_vision_features", str(tmp_path / "features"))
     run(checkpoint, rows_folder, tmp_path / "plain", *options)
     assert list((tmp_path / "features").glob("*.safetensors"))
@@ -257,7 +261,9 @@ def test_adapters_beside_a_frozen_tower_train_on_kept_features(checkpoint, rows_
     assert not any("vision_tower" in name for name in saved)
     assert any("language_model" in name and ".lora_B" in name for name in saved)
     for name, tensor in saved.items():
-        torch.testing.assert_close(tensor, plain[name], rtol=1e-5, atol=1e-6, msg=name)
+        # Tiles are encoded in other batches, which rounds otherwise.
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if recipe == "lora" else {"rtol": 0, "atol": 1e-3}
+        torch.testing.assert_close(tensor, plain[name], **tolerance, msg=name)
 
 
 def test_recipes_set_rates_unless_some_are_given():
