@@ -286,7 +286,6 @@ class JinaVLMTrainer(Trainer):
             raise ValueError(
                 f"`keep_vision_features` needs a `DataCollatorForJinaVLM`, not {type(self.data_collator).__name__}."
             )
-        self.data_collator.vision_features = None  # of a training before
         self.data_collator.vision_features = keep_vision_features(
             folder,
             self.model,

@@ -158,6 +158,7 @@ class _NewTiles:
 
     def __init__(self, collator: DataCollatorForJinaVLM, kept: VisionFeatures):
         self.collator = copy.copy(collator)
+        self.collator.vision_features = None
         self.collator._num_skipped_rows = torch.zeros(1, dtype=torch.long)  # training counts them
         self.kept = kept
 
