@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.training import DataCollatorForJinaVLM
-from jvlm.training.vision_features import tile_key
+from jvlm.training.vision_features import tile_key, tower_settings
 
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +209,11 @@ def test_processes_share_the_kept_features(results, run_folder, folder, strategy
     pixel_values = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"))(rows)["pixel_values"]
     num_tiles = len({tile_key(tile) for tile in pixel_values}) + 1
     assert first["num_kept_tiles"] == second["num_kept_tiles"] == num_tiles
-    shards = list((run_folder(strategy, "packed") / "features").glob("*.safetensors"))
+    features = run_folder(strategy, "packed") / "features"
+    # Those of one process would be used.
+    model = AutoModelForImageTextToText.from_pretrained(folder / "model").model
+    assert json.loads((features / "vision_tower.json").read_text()) == tower_settings(model)
+    shards = list(features.glob("*.safetensors"))
     assert len(shards) == (1 if strategy == "fsdp2" else 2)
 
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, vision_features
+from jvlm.training.mixtures import Mixture, MixtureConfig, MixtureSource
 
 
 @pytest.fixture
@@ -118,6 +119,15 @@ def test_features_are_computed_once(build_trainer, build_row, count_tiles, rows,
     third.train()
     assert len(calls) == 1
     assert files < set((tmp_path / "kept").iterdir())
+
+
+def test_rows_of_a_mixture_are_read_once(keep, rows, tmp_path, monkeypatch):
+    mixture = Mixture(MixtureConfig([MixtureSource("a")]), num_steps=9, rows_per_step=4, data_sets=[rows])
+    read = []
+    monkeypatch.setattr(mixture, "locate", lambda index: read.append(Mixture.locate(mixture, index)) or read[-1])
+    kept = keep(tmp_path / "mixture", train_dataset=mixture)
+    assert sorted(read) == [(0, number) for number in range(len(rows))]
+    assert len(kept) == len(keep(tmp_path / "rows"))
 
 
 def test_text_only_rows(build_trainer, build_row, tmp_path):
