@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from jvlm import JinaVLMImageProcessor
 from .conversion import measure as measure_in_new_process
 from .measure import Measurement, held_memory, measure
 from .models import OTHERS, TEXT_TOKENS, Bench, random_image
-from .training import ROW_LENGTHS, frozen_tower, packed_and_padded
+from .training import ROW_LENGTHS, frozen_tower, kept_features, packed_and_padded
 
 
 # Height and width of images, and the target ratio to SmolVLM's Pillow image processor.
@@ -387,6 +388,14 @@ def training_frozen_tower(bench: Bench) -> list[dict]:
     return rows
 
 
+def training_kept_features(bench: Bench) -> list[dict]:
+    """A training step beside a frozen vision tower: with its features read from disk against running it."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare(bench, "5 tiles", kept_features(bench, Path(folder)), "< 1")
+    bench.forget()
+    return rows
+
+
 STAGES: dict[str, Callable[[Bench], list[dict]]] = {
     "image_processing": image_processing,
     "vision": vision,
@@ -402,4 +411,5 @@ STAGES: dict[str, Callable[[Bench], list[dict]]] = {
     "quantization": quantization,
     "training_packing": training_packing,
     "training_frozen_tower": training_frozen_tower,
+    "training_kept_features": training_kept_features,
 }

@@ -1,8 +1,12 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Benchmark stages of a training step: packed rows against padded ones, and a frozen vision tower."""
+"""Benchmark stages of a training step: packed rows against padded ones, a frozen vision tower, its kept features."""
+
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
+
+from jvlm.training.vision_features import VisionFeatures, tile_key, tower_settings
 
 from .models import Bench
 
@@ -48,4 +52,29 @@ def frozen_tower(bench: Bench) -> dict:
     return {
         "frozen": lambda: _step(model, inputs, inputs["input_ids"]),
         "with the backward pass of the tower": lambda: _step(model, with_backward, inputs["input_ids"]),
+    }
+
+
+def kept_features(bench: Bench, folder: Path) -> dict:
+    """
+    Steps that train all but a frozen vision tower: with the features of the tiles read from `folder`, and with the
+    tower. Both begin with pixels, as a collator makes them.
+    """
+    model = bench.model.train()
+    model.model.vision_tower.requires_grad_(False)
+    inputs = bench.prompt(bench.tiles(5))
+    pixel_values = inputs.pop("pixel_values")
+    kept = VisionFeatures(folder, tower_settings(model.model))
+    with torch.no_grad():
+        features = model.model.get_vision_features(pixel_values).last_hidden_state
+    for tile, of_tile in zip(pixel_values, features, strict=True):
+        kept.add(tile_key(tile), of_tile)
+    kept.flush()
+
+    def from_disk() -> None:
+        _step(model, {**inputs, "vision_features": kept.read(pixel_values).to(bench.device)}, inputs["input_ids"])
+
+    return {
+        "kept features": from_disk,
+        "with the vision tower": lambda: _step(model, {**inputs, "pixel_values": pixel_values}, inputs["input_ids"]),
     }

@@ -34,19 +34,24 @@ STRATEGIES = {
     "deepspeed_zero3": "ZeRO-3, bf16: P × (2 + 4 weights + 2 gradients + 8 Adam) bytes / GPUs; up to 1e9 weights "
     "(stage3_max_live_parameters) are unsharded, 2 bytes each.",
 }
-# Recipes of `jvlm.training.finetune`, with one GPU or DDP. With the other strategies, all weights are trained.
+# Recipes of `jvlm.training.finetune`.
 RECIPE_NOTES = {
     "full": "all weights are trained.",
     "frozen_tower": "the tower has no gradients, no Adam states, and keeps no activations.",
     "lora": "P × 2 bytes, and those of the strategy for each trained parameter: adapters and connector.",
     "dora": "as lora; what it keeps for the norms of the weights is not counted.",
-    "qlora": "as lora, but the linear layers of tower and language model take 0.52 bytes per weight (nf4).",
+    "qlora": "as lora, but the linear layers of tower and language model take 0.52 bytes per weight (nf4); with one "
+    "GPU or DDP.",
 }
 NF4_BYTES = 0.5 + (1 + 4 / 256) / 64  # 4 bits, and a scale of 8 bits per block, in blocks of 256
 
 
 def count(*modules: nn.Module) -> int:
     return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def count_trained(*modules: nn.Module) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)
 
 
 def without_storage(model: nn.Module) -> None:
@@ -151,7 +156,7 @@ def estimate(
         adam_bytes (`int`): bytes of the Adam states per trained parameter: 8, or 2 with 8-bit Adam.
 
     Raises:
-        ValueError: if the recipe is estimated with one GPU or DDP only.
+        ValueError: if the recipe is `qlora`, which is estimated with one GPU or DDP only, and the strategy another.
 
     Returns:
         `dict[str, float]`: bytes of `weights`, `gradients`, `adam` states, `unsharded` weights and gradients,
@@ -159,7 +164,7 @@ def estimate(
         peak of the backward pass.
     """
     is_sharded = strategy in ("fsdp2", "deepspeed_zero3")
-    if is_sharded and recipe != "full":
+    if is_sharded and recipe == "qlora":
         raise ValueError(f"The recipe {recipe} is estimated with the strategies one and ddp, not with {strategy}.")
     model = build(config, recipe, "bfloat16" if is_sharded or recipe in ADAPTER_RECIPES else "float32")
     base = model.get_base_model() if recipe in ADAPTER_RECIPES else model
@@ -170,16 +175,18 @@ def estimate(
         getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)()
         checkpointed = activations(base, batch_size, tiles, length)
 
-    total, unsharded = count(model), 0
+    total, trained, unsharded = count(model), count_trained(model), 0
     if is_sharded:
-        weights, gradients, adam = (4, 4, adam_bytes) if strategy == "fsdp2" else (6, 2, adam_bytes)
-        weights, gradients, adam = (total * size / gpus for size in (weights, gradients, adam))
-        if strategy == "fsdp2":
+        if strategy == "fsdp2":  # trained weights are in float32, the others as they were loaded
+            weights = 4 * trained + (2 if recipe in ADAPTER_RECIPES else 4) * (total - trained)
+            gradients = 4 * trained
             blocks = [*base.model.vision_tower.encoder.layers, *base.model.language_model.layers]
-            units = sorted(count(unit) for unit in (*blocks, base.get_input_embeddings(), base.lm_head))
-            unsharded = 2 * 2 * sum(units[-2:])
+            units = [*blocks, base.get_input_embeddings(), base.lm_head]
+            unsharded = 2 * sum(sorted(count(unit) + count_trained(unit) for unit in units)[-2:])
         else:
+            weights, gradients = 2 * total + 4 * trained, 2 * trained
             unsharded = 2 * min(total, int(1e9))
+        weights, gradients, adam = (size / gpus for size in (weights, gradients, adam_bytes * trained))
     else:
         weights = sum(parameter.nbytes for parameter in model.parameters())
         weights -= quantized_bytes_saved(base) if recipe == "qlora" else 0

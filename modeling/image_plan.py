@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers.utils import ModelOutput, torch_compilable_check
 
 from ..configuration.configuration_jvlm import JinaVLMConfig
@@ -73,6 +74,38 @@ def check_tiles(config: JinaVLMConfig, pixel_values: torch.Tensor, positions_sha
             f'"{config.layout}"). Pass both as the processor returned them, and load model and processor from the '
             "same checkpoint."
         )
+
+
+def pick_tiles(
+    config: JinaVLMConfig,
+    vision_tower: nn.Module,
+    pixel_values: torch.Tensor | None,
+    vision_features: torch.Tensor | None,
+    mm_encoder_outputs: dict | None,
+) -> torch.Tensor | None:
+    r"""
+    The tiles of a forward pass: `pixel_values` or `vision_features`; `None` without images.
+
+    Raises:
+        ValueError: if more than one of the inputs is given, or `vision_features` have a wrong shape or replace the
+            output of a vision tower in training.
+    """
+    if sum(given is not None for given in (pixel_values, vision_features, mm_encoder_outputs or None)) > 1:
+        raise ValueError("You must specify at most one of pixel_values, vision_features and mm_encoder_outputs")
+    if vision_features is None:
+        return pixel_values
+    expected = (config.patches_per_side**2, config.feature_size)
+    if vision_features.ndim != 3 or tuple(vision_features.shape[1:]) != expected:
+        raise ValueError(
+            f"`vision_features` has the shape {tuple(vision_features.shape)}, but must have (tiles, patches, features)"
+            f" = (tiles, {expected[0]}, {expected[1]}), as `get_vision_features` returns them."
+        )
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in vision_tower.parameters()):
+        raise ValueError(
+            "`vision_features` replace the output of the vision tower, so it would not be trained, but it has "
+            "trainable parameters. Freeze it, adapters included, or pass `pixel_values`."
+        )
+    return vision_features
 
 
 def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
@@ -172,4 +205,4 @@ def check_prompt(plan: ImagePlan, image_tokens: Sequence[int], num_start_tokens:
         )
 
 
-__all__ = ["ImagePlan", "check_positions", "check_prompt", "check_tiles", "plan_images", "trace_plan"]
+__all__ = ["ImagePlan", "check_positions", "check_prompt", "check_tiles", "pick_tiles", "plan_images", "trace_plan"]

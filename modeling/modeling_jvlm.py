@@ -37,7 +37,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from ..configuration.checkpoint_files import check_folder, name_damaged_file
 from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from .image_plan import ImagePlan, check_positions, check_prompt, check_tiles, plan_images, trace_plan
+from .image_plan import ImagePlan, check_positions, check_prompt, check_tiles, pick_tiles, plan_images, trace_plan
 from .loaded_weights import check_loaded_weights, raise_for_weights
 
 
@@ -307,24 +307,34 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         outputs.pooler_output = image_plan.split(outputs.pooler_output + embedding)
         return outputs
 
-    def _encode_images(self, pixel_values: torch.Tensor, plan: ImagePlan, **kwargs) -> BaseModelOutputWithPooling:
-        """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
-        pixel_values = pixel_values[plan.tile_indices.to(pixel_values.device)]
+    def get_vision_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        r"""
+        Encodes tiles `(tiles, channels, height, width)` to the features that the connector pools, `last_hidden_state`
+        of shape `(tiles, patches, feature_size)`. [`forward`] takes them as `vision_features`.
+        """
         # Only the hidden states of the blocks in use are kept, or on request all of them, the embeddings first.
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
         layers = [block + (1 if keep_all else _FIRST_BLOCK) for block in self.config.vision_feature_layer]
         # A frozen tower needs no backward pass, which gradient checkpointing would run to reach its hooked embeddings.
         is_trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with contextlib.nullcontext() if is_trained else torch.no_grad():
-            tower_outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
-        features = torch.cat([tower_outputs.hidden_states[layer] for layer in layers], dim=-1)
-        outputs = BaseModelOutputWithPooling(
-            hidden_states=tower_outputs.hidden_states if keep_all else None, attentions=tower_outputs.attentions
-        )
-        tower_outputs = None  # it holds the features a second time
+            outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
+        features = torch.cat([outputs.hidden_states[layer] for layer in layers], dim=-1)
         # The published code zeroes the features of all-black tiles.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
-        outputs.last_hidden_state = features.masked_fill_(is_black[:, None, None], 0)  # [tiles, patches, feature_size]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=features.masked_fill_(is_black[:, None, None], 0),  # [tiles, patches, feature_size]
+            hidden_states=outputs.hidden_states if keep_all else None,
+            attentions=outputs.attentions,
+        )
+
+    def _encode_images(
+        self, tiles: torch.Tensor, plan: ImagePlan, are_features: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
+        tiles = tiles[plan.tile_indices.to(tiles.device)]
+        outputs = BaseModelOutputWithPooling(tiles) if are_features else self.get_vision_features(tiles, **kwargs)
+        features = outputs.last_hidden_state
         outputs.pooler_output = self.connector(
             features, plan.cell_indices.to(features.device), plan.is_last_tile.to(features.device)
         )
@@ -370,6 +380,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        vision_features: torch.Tensor | None = None,
         pixel_attention_mask: torch.LongTensor | None = None,
         spatial_shapes: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -383,6 +394,9 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        vision_features (`torch.Tensor` of shape `(tiles, patches, feature_size)`, *optional*):
+            Features of all tiles in place of `pixel_values`, see [`~JinaVLMModel.get_vision_features`]. The vision
+            tower is not run, so it must be frozen.
         pixel_attention_mask (`torch.LongTensor` of shape `(tiles, pooled_cells)`, *optional*):
             `image_token_positions` under a name that TRL passes on, see `jvlm.training.processor_for_trl`.
         spatial_shapes (`torch.LongTensor` of shape `(tiles, 2)`, *optional*):
@@ -391,20 +405,17 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         image_token_positions = pixel_attention_mask if image_token_positions is None else image_token_positions
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if pixel_values is not None and mm_encoder_outputs:
-            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        tiles = pick_tiles(self.config, self.vision_tower, pixel_values, vision_features, mm_encoder_outputs)
 
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
         image_features = image_outputs = None
-        if pixel_values is not None:
+        if tiles is not None:
             image_mask = self._find_image_tokens(input_ids, inputs_embeds)  # [batch, sequence]
-            given = (
-                image_plan.positions_shape if image_plan is not None else getattr(image_token_positions, "shape", None)
-            )
+            given = getattr(image_token_positions, "shape", None) if image_plan is None else image_plan.positions_shape
             if image_plan is None or given is not None:
-                check_tiles(self.config, pixel_values, given)
+                check_tiles(self.config, tiles, given)
             is_traced = torch.compiler.is_compiling()
             if image_plan is None and is_traced:
                 image_plan = trace_plan(check_positions(image_token_positions), image_mask.sum())
@@ -414,7 +425,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
                 has_features = image_mask.sum() <= image_plan.cell_indices.shape[0]
                 torch_compilable_check(has_features, "`image_plan` has fewer image tokens than the prompt.")
             flags = {name: kwargs[name] for name in ("output_hidden_states", "output_attentions") if name in kwargs}
-            outputs = self._encode_images(pixel_values, image_plan, **flags)
+            outputs = self._encode_images(tiles, image_plan, vision_features is not None, **flags)
             image_features = outputs.pooler_output.to(inputs_embeds)
             embedding = inputs_embeds.flatten(0, 1)[image_mask.flatten().int().argmax()[None]]  # of an image token
             # Without `last_hidden_state`: it would stay in memory while the language model runs.
@@ -545,6 +556,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         mm_token_type_ids: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         image_plan: ImagePlan | None = None,
+        vision_features: torch.Tensor | None = None,
         mask_unused_rows: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | JinaVLMCausalLMOutputWithPast:
@@ -559,6 +571,9 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             Accepted because processors can return it; image tokens attend like all others.
         image_plan (`ImagePlan`, *optional*):
             Plan made from the positions by [`plan_images`]; it wins over them.
+        vision_features (`torch.Tensor` of shape `(tiles, patches, feature_size)`, *optional*):
+            Features of all tiles in place of `pixel_values`, see [`~JinaVLMModel.get_vision_features`]. The vision
+            tower is not run, so it must be frozen.
         mask_unused_rows (`bool`, *optional*, defaults to `False`):
             Whether logits that are exactly 0 become -inf. These are logits of zero rows of the output head, which no
             token has: the published head has no rows for them. `generate` sets it.
@@ -597,6 +612,7 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
             mm_token_type_ids=mm_token_type_ids,
             mm_encoder_outputs=mm_encoder_outputs,
             image_plan=image_plan,
+            vision_features=vision_features,
             **kwargs,
         )
         hidden_states = outputs.last_hidden_state

@@ -638,7 +638,7 @@ def test_encoder_outputs_as_input(build_model, build_inputs, count_calls):
     calls = count_calls(model.model.vision_tower)
     assert torch.equal(model(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
     assert calls == []
-    with pytest.raises(ValueError, match="pixel_values and mm_encoder_outputs"):
+    with pytest.raises(ValueError, match="at most one of pixel_values, vision_features and mm_encoder_outputs"):
         model(**inputs, **tiles, mm_encoder_outputs={"image": encoded})
 
 

@@ -42,10 +42,16 @@ class DataCollatorForJinaVLM:
             need that, and a single process then takes the same optimizer steps. It changes no loss.
         skip_bad_rows (`bool`, *optional*, defaults to `False`): leaves out rows that would raise an error. Each is
             logged with its error and counted in `num_skipped_rows`, over all workers of a `DataLoader`. A batch
-            without any other row has no label.
+            without any other row is an error, or has no label if `allow_empty_batches` is set.
         packing (`bool`, *optional*, defaults to `False`): puts the rows of a batch into one sequence without padding.
             No row attends to another one, and the loss is that of the padded batch. Saves the computation of padding
             tokens if rows have different lengths.
+
+    Attributes:
+        allow_empty_batches (`bool`): whether a batch may have no label because all of its rows are bad. Its loss, a
+            mean over none, is not a number, so only a trainer that takes care of it sets this, as [`JinaVLMTrainer`].
+        vision_features ([`VisionFeatures`], *optional*): kept features of a frozen vision tower. Batches have them as
+            `vision_features` of shape `[tiles, patches, feature_size]` in place of `pixel_values`.
 
     Returns:
         `dict[str, torch.Tensor]`: `input_ids`, `attention_mask` and `labels` of shape `[batch, sequence]`,
@@ -57,7 +63,8 @@ class DataCollatorForJinaVLM:
     Raises:
         ValueError: if the chat template has no `{% generation %}` block; and in a call if a row has not the format
             above, the number of images does not match the number of image parts, an image cannot be read,
-            `max_length` would truncate image tokens, or no token of a row is a label. The message names the row.
+            `max_length` would truncate image tokens, or no token of a row is a label. The message names the row. With
+            `skip_bad_rows`, if all rows of a batch are bad.
     """
 
     def __init__(
@@ -82,6 +89,8 @@ class DataCollatorForJinaVLM:
         self.add_blank_tile = add_blank_tile
         self.skip_bad_rows = skip_bad_rows
         self.packing = packing
+        self.allow_empty_batches = False
+        self.vision_features: Any = None
         self._answer_end = _missing_end(processor)
         self._num_skipped_rows = torch.zeros(1, dtype=torch.long).share_memory_()  # workers add to it
 
@@ -91,6 +100,12 @@ class DataCollatorForJinaVLM:
         return int(self._num_skipped_rows)
 
     def __call__(self, rows: list[dict]) -> dict[str, Any]:
+        batch = self._collate_good(rows)
+        if self.vision_features is not None and "pixel_values" in batch:
+            batch["vision_features"] = self.vision_features.read(batch.pop("pixel_values"))
+        return batch
+
+    def _collate_good(self, rows: list[dict]) -> dict[str, Any]:
         try:
             return self._collate(rows)
         except (ValueError, OSError):
@@ -107,6 +122,12 @@ class DataCollatorForJinaVLM:
                     self._num_skipped_rows += 1
             if len(good) == len(rows):
                 raise
+        if not good and not self.allow_empty_batches:
+            raise ValueError(
+                f"None of the {len(rows)} rows of the batch can be used; a warning above says why for each. The loss "
+                "of a batch without labels is not a number. Train with `JinaVLMTrainer`, which gives such a batch no "
+                "weight, or with larger batches."
+            )
         return self._collate(good) if good else self._batch_without_rows()
 
     def _collate(self, rows: list[dict]) -> dict[str, Any]:

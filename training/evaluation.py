@@ -17,7 +17,7 @@ from .data_collator import DataCollatorForJinaVLM, conversation
 from .trainer import JinaVLMTrainer
 
 
-def exact_match(answer: str, reference: str) -> float:
+def exact_answers(answer: str, reference: str) -> float:
     """1 if the answer is the reference, else 0."""
     return float(answer == reference)
 
@@ -120,7 +120,7 @@ class AnswerTrainer(JinaVLMTrainer):
     Args:
         max_new_tokens (`int`): maximum length of an answer in tokens.
         score (`Callable[[str, str], float]`): the score of an answer and its reference.
-        score_name (`str`): its name in the metrics.
+        score_name (`str`, *optional*): its name in the metrics; by default that of the function, `score` for a lambda.
         kwargs: see [`JinaVLMTrainer`]. If the `data_collator` has a method `standard_row`, as [`RowCollator`] has, it
             converts the rows.
     """
@@ -129,12 +129,14 @@ class AnswerTrainer(JinaVLMTrainer):
         self,
         *args,
         max_new_tokens: int = 128,
-        score: Callable[[str, str], float] = exact_match,
-        score_name: str = "exact_answers",
+        score: Callable[[str, str], float] = exact_answers,
+        score_name: str | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.max_new_tokens, self.score, self.score_name = max_new_tokens, score, score_name
+        self.max_new_tokens, self.score = max_new_tokens, score
+        name = getattr(score, "__name__", "")
+        self.score_name = score_name or (name if name.isidentifier() else "score")
         self.answers: dict[str, list[dict]] = {}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
@@ -214,4 +216,4 @@ def draw_log(logs: dict[str, list[dict]], path: Path, score_name: str | None = N
     plt.close(figure)
 
 
-__all__ = ["AnswerTrainer", "draw_log", "exact_match", "generate_answers", "scores_by_question"]
+__all__ = ["AnswerTrainer", "draw_log", "exact_answers", "generate_answers", "scores_by_question"]

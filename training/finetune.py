@@ -12,8 +12,11 @@ model card; with rows to evaluate on also eval_results.json, and answers.jsonl w
 """
 
 import argparse
+import importlib
 import json
+import re
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from transformers.utils import logging
 import jvlm  # noqa: F401 - registers the model with the Auto classes
 
 from .data_collator import DataCollatorForJinaVLM
-from .evaluation import AnswerTrainer, draw_log
+from .evaluation import AnswerTrainer, draw_log, exact_answers
 from .formats import DATA_SET, RowCollator, RowFormat, check_test_rows, load_rows
 from .mixtures import Mixture, MixtureConfig
 from .model_card import training_card
@@ -128,8 +131,16 @@ class DataArguments:
     )
     max_length: int | None = field(default=None, metadata={"help": "Maximum length of a conversation in tokens."})
     max_new_tokens: int = field(default=128, metadata={"help": "Maximum length of a generated answer in tokens."})
+    score: str = field(
+        default="jvlm.training.evaluation:exact_answers",
+        metadata={
+            "help": "Score of a generated answer, as module:function. The function takes the answer and its reference "
+            "and returns a number; its name is that of the metric."
+        },
+    )
 
     def __post_init__(self):
+        self.score_function = load_score(self.score)
         pairs = [pair.partition("=")[::2] for pair in self.dataset_columns or []]
         if bad := [target for target, column in pairs if not target or not column]:
             raise ValueError(f"`dataset_columns` has {bad[0]!r}, but needs pairs such as question=query.")
@@ -139,6 +150,23 @@ class DataArguments:
         """The format of the data set `name`."""
         options = {"columns": self.columns, "question": self.dataset_question, "image_marker": self.image_marker}
         return RowFormat.of(name, self.image_folder, **options)
+
+
+def load_score(name: str) -> Callable[[str, str], float]:
+    """
+    The function that `module:function` names. Modules in the current folder are found, too.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        score = getattr(importlib.import_module(module), function, None) if module else None
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--score is {name!r}, but there is no module {error.name!r}.") from error
+    if not callable(score):
+        raise ValueError(f"--score is {name!r}, but must name a function of answer and reference, as module:function.")
+    return score
 
 
 # Model
@@ -168,11 +196,14 @@ def load_model(model_args: ModelArguments, args: JinaVLMTrainingArguments) -> Pr
         return model
     if model.dtype != torch.float32 and not (args.bf16 or args.fp16):
         raise ValueError(f"--dtype is {model.dtype}, but adapters are trained in float32: add --bf16.")
-    return add_adapters(model, model_args)
+    return add_adapters(model, model_args, args.freeze or ())
 
 
-def add_adapters(model: PreTrainedModel, model_args: ModelArguments) -> PeftModel:
-    """Adds LoRA or DoRA adapters and makes the connector trainable, both in float32."""
+def add_adapters(model: PreTrainedModel, model_args: ModelArguments, frozen: Sequence[str] = ()) -> PeftModel:
+    """
+    Adds LoRA or DoRA adapters and makes the connector trainable, both in float32. Modules whose names are in `frozen`
+    get no adapters.
+    """
     targets = model_args.lora_target_modules
     config = LoraConfig(
         r=model_args.lora_r,
@@ -180,6 +211,7 @@ def add_adapters(model: PreTrainedModel, model_args: ModelArguments) -> PeftMode
         lora_dropout=model_args.lora_dropout,
         use_dora=model_args.recipe == "dora",
         target_modules="all-linear" if targets == ["all-linear"] else targets,
+        exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, frozen))})\..*" if frozen else None,
         modules_to_save=["connector"],
         task_type="CAUSAL_LM",
     )
@@ -246,7 +278,9 @@ def load_test_rows(data: DataArguments):
         if name is None:
             raise ValueError("Name the rows to evaluate on with --dataset_test_name.")
         if data.dataset_name is not None:
-            check_test_rows(data.dataset_name, data.dataset_train_split, name, split)
+            check_test_rows(data.dataset_name, data.dataset_train_split, name, split, data.dataset_config)
+        elif data.mixture is not None:
+            MixtureConfig.load(data.mixture).check_test_rows(name, split, data.dataset_config)
         rows = load_rows(name, split, data.dataset_config)
         check_format(rows, data.row_format(name))
         return rows.add_column(DATA_SET, [name] * len(rows)), {name: data.row_format(name)}
@@ -296,6 +330,7 @@ def finetune(
     eval_dataset=None,
     max_new_tokens: int = 128,
     card: dict[str, Any] | None = None,
+    score: Callable[[str, str], float] = exact_answers,
 ) -> FineTuner:
     """
     Trains the model, evaluates it, and writes everything into `args.output_dir`: model, processor, log, plots and
@@ -308,6 +343,7 @@ def finetune(
         train_dataset, eval_dataset: rows that the collator takes; those to evaluate on are optional.
         max_new_tokens (`int`): maximum length of a generated answer in tokens.
         card (`dict`, *optional*): further arguments of [`training_card`].
+        score (`Callable[[str, str], float]`): the score of an answer and its reference, named as the function.
     """
     trainer = FineTuner(
         model=model,
@@ -317,6 +353,7 @@ def finetune(
         data_collator=collator,
         processing_class=collator.processor,
         max_new_tokens=max_new_tokens,
+        score=score,
         card=card,
     )
     resume = args.resume_from_checkpoint
@@ -378,6 +415,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, args: JinaVLMTrain
         test_rows,
         data_args.max_new_tokens,
         card,
+        data_args.score_function,
     )
 
 

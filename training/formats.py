@@ -6,13 +6,24 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import PIL.ExifTags
 import PIL.Image
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    Features,
+    Image,
+    IterableDataset,
+    ReadInstruction,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from transformers import ProcessorMixin
 
@@ -364,10 +375,12 @@ def load_rows(
     """
     path = Path(name)
     if any((path / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        rows = load_from_disk(name)
-        if isinstance(rows, dict):
-            _check_split(name, split, rows)
-            rows = rows[split]
+        saved = load_from_disk(name)
+        splits = saved if isinstance(saved, dict) else {"train": saved}
+        _check_split(name, split, splits)
+        rows = concatenate_datasets(
+            [splits[key].select(_range(part, len(splits[key]))) for key, part in _parts(split)]
+        )
         rows = rows.to_iterable_dataset() if streaming else rows
     else:
         options = _local_files(name, split) or {"path": name, "name": config}
@@ -457,7 +470,7 @@ def _split_of(path: Path) -> str:
 
 
 def _check_split(name: str, split: str, splits) -> None:
-    if re.split(r"[\[+]", split)[0] not in splits:
+    if any(key not in splits for key, _ in _parts(split)):
         raise ValueError(
             f"{name} has no split {split!r}, but {', '.join(map(repr, splits))}. To hold rows out, use "
             "--dataset_train_split 'train[:90%]' --dataset_test_split 'train[90%:]', or name another file with "
@@ -465,17 +478,35 @@ def _check_split(name: str, split: str, splits) -> None:
         )
 
 
-def check_test_rows(train_name: str, train_split: str, test_name: str, test_split: str) -> None:
-    """Raises a `ValueError` if the rows to evaluate on are among those to train on."""
+def _parts(split: str) -> list[tuple[str, str]]:
+    """The parts that a split such as `train[:90%]+dev` adds up: the name of each, and the part as it is written."""
+    return [(part.split("[")[0].strip(), part.strip()) for part in split.split("+")]
+
+
+def _range(part: str, num_rows: int) -> range:
+    """The rows of a part of a split, given the number of rows of the whole split."""
+    name = part.split("[")[0]
+    (instruction,) = ReadInstruction.from_spec(part).to_absolute({name: num_rows})
+    return range(num_rows)[instruction.from_ : instruction.to]
+
+
+def check_test_rows(
+    train_name: str, train_split: str, test_name: str, test_split: str, config: str | None = None
+) -> None:
+    """Raises a `ValueError` if rows to evaluate on are among those to train on."""
     if Path(train_name).resolve() != Path(test_name).resolve():
         return
-    splits = (train_split, test_split)
-    names = {re.split(r"[\[+]", split)[0] for split in splits}
-    if len(names) == 1 and (len(set(splits)) == 1 or not all("[" in split for split in splits)):
-        name = names.pop()
+    for (name, trained), (test, held_out) in product(_parts(train_split), _parts(test_split)):
+        if name != test:
+            continue
+        if "[" in trained and "[" in held_out:
+            num_rows = len(load_rows(train_name, name, config))
+            first, second = _range(trained, num_rows), _range(held_out, num_rows)
+            if max(first.start, second.start) >= min(first.stop, second.stop):
+                continue
         raise ValueError(
-            f"The split {test_split!r} to evaluate on has rows of the split {train_split!r} to train on. To hold rows "
-            f"out, use --dataset_train_split '{name}[:90%]' --dataset_test_split '{name}[90%:]'."
+            f"The split {test_split!r} of {test_name} to evaluate on has rows of the split {train_split!r} to train "
+            f"on. To hold rows out, use --dataset_train_split '{name}[:90%]' --dataset_test_split '{name}[90%:]'."
         )
 
 

@@ -45,9 +45,6 @@ class MixtureSource:
         if not self.weight > 0:
             raise ValueError(f"The weight of {self.name} is {self.weight}, but must be above 0.")
 
-        if self.test_split is not None:
-            check_test_rows(self.path, self.split, self.path, self.test_split)
-
     def row_format(self) -> RowFormat:
         """The format of its rows."""
         return RowFormat.of(
@@ -80,8 +77,8 @@ class MixtureConfig:
             those of the others, are scaled to it. By default, the weights are taken as they are.
 
     Raises:
-        ValueError: if an argument is unknown or out of its range, two data sets have one name, or the share of texts
-            cannot be reached.
+        ValueError: if an argument is unknown or out of its range, two data sets have one name, the share of texts
+            cannot be reached, or rows to evaluate on are among those to train on.
     """
 
     datasets: list[MixtureSource]
@@ -95,6 +92,9 @@ class MixtureConfig:
         names = [source.name for source in self.datasets]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"A mixture needs data sets with names of their own, got {names}; set `name`.")
+        for source in self.datasets:
+            if source.test_split is not None:
+                self.check_test_rows(source.path, source.test_split, source.config)
         if self.single_source_steps < 0:
             raise ValueError(f"`single_source_steps` is {self.single_source_steps}, but must be 0 or more.")
         if self.text_only_share is not None:
@@ -110,6 +110,12 @@ class MixtureConfig:
         """Reads the YAML file of this name, or YAML that begins with `{`."""
         settings = yaml.safe_load(text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8"))
         return _build(cls, settings)
+
+    def check_test_rows(self, path: str, split: str, config: str | None = None) -> None:
+        """Raises a `ValueError` if rows of a split to evaluate on are among those to train on."""
+        for source in self.datasets:
+            if source.config == config:
+                check_test_rows(source.path, source.split, path, split, config)
 
     def shares(self) -> np.ndarray:
         """The share of each data set, in order; they sum up to 1."""
@@ -159,6 +165,8 @@ class Mixture(Dataset):
         self.seed = seed
         self.data_sets = data_sets or [load_rows(one.path, one.split, one.config) for one in config.datasets]
         for source, rows in zip(config.datasets, self.data_sets, strict=True):
+            if not hasattr(rows, "__len__"):
+                raise ValueError(f"{source.name} is a stream, but a mixture draws rows by their number; load them.")
             if not len(rows):
                 raise ValueError(f"{source.name} has no rows.")
         self.formats = {source.name: source.row_format() for source in config.datasets}
@@ -190,6 +198,11 @@ class Mixture(Dataset):
         if self._orders.get(number, (-1, None))[0] != round_:
             self._orders[number] = round_, np.random.default_rng([self.seed, 2, number, round_]).permutation(size)
         return number, int(self._orders[number][1][position])
+
+    def distinct_rows(self) -> np.ndarray:
+        """The indices at which a row of a data set is drawn for the first time."""
+        sizes = np.array([len(rows) for rows in self.data_sets])
+        return np.flatnonzero(self.positions < sizes[self.sources])
 
     def describe(self) -> str:
         """Data sets, rows and shares in a few lines of text."""

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import logging
 
 from .data_collator import DataCollatorForJinaVLM
+from .vision_features import keep_vision_features
 
 
 logger = logging.get_logger(__name__)
@@ -114,6 +115,13 @@ class JinaVLMTrainingArguments(TrainingArguments):
     global_batch_size: int | None = field(
         default=None,
         metadata={"help": "Rows per step over all devices. Sets --gradient_accumulation_steps."},
+    )
+    keep_vision_features: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder for the output of a frozen vision tower, which is computed once for every tile of the "
+            "training rows and read in every epoch."
+        },
     )
     # `None` where Transformers has a number, to tell a given value from none.
     learning_rate: float | None = field(  # type: ignore[assignment]
@@ -215,14 +223,17 @@ class JinaVLMTrainer(Trainer):
     the modules in `args.freeze`. Before the first step it prints its plan. The evaluation loss is the mean over all
     label tokens, whatever the batch size and the number of processes, and smoothed labels are those of the next token.
 
-    `args` are [`JinaVLMTrainingArguments`], or [`TrainingArguments`] to train all modules at one rate.
+    `args` are [`JinaVLMTrainingArguments`], or [`TrainingArguments`] to train all modules at one rate. With
+    `args.keep_vision_features`, training reads the output of a frozen vision tower from this folder. What is missing
+    there is computed before the first step. Evaluation runs the tower.
 
     `train(resume_from_checkpoint=True)` resumes from the last complete checkpoint, or starts from the beginning if
     there is none. In several processes, a streaming data set of 🤗 Datasets is repeated until `max_steps` is reached.
 
     Raises:
         ValueError: if a name in `args.freeze` matches no parameter of the model, nothing is left to train, or `args`
-            ask for Liger kernels or context parallelism, which the model does not have.
+            ask for Liger kernels or context parallelism, which the model does not have. In `train`, see
+            [`keep_vision_features`].
     """
 
     def __init__(self, model=None, args=None, data_collator=None, *positional, **kwargs):
@@ -233,6 +244,7 @@ class JinaVLMTrainer(Trainer):
         _keep_batches_whole(args)
         if isinstance(data_collator, DataCollatorForJinaVLM):
             args.remove_unused_columns = False  # the collator reads columns that the model does not know
+            data_collator.allow_empty_batches = True  # `compute_loss` gives them no weight
         super().__init__(model, args, data_collator, *positional, **kwargs)
         for adapter in getattr(self.model, "peft_config", {}).values():
             # PEFT writes this path into the adapter, which is loaded from other folders, too.
@@ -261,11 +273,29 @@ class JinaVLMTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+        if folder := self._given("keep_vision_features"):
+            self._keep_vision_features(folder)
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         if num_skipped := getattr(self.data_collator, "num_skipped_rows", 0):
             # Each process counts its own rows.
             logger.warning(f"{num_skipped} rows were skipped in this process; a warning above says why for each.")
         return output
+
+    def _keep_vision_features(self, folder: str) -> None:
+        if not isinstance(self.data_collator, DataCollatorForJinaVLM):
+            raise ValueError(
+                f"`keep_vision_features` needs a `DataCollatorForJinaVLM`, not {type(self.data_collator).__name__}."
+            )
+        self.data_collator.vision_features = keep_vision_features(
+            folder,
+            self.model,
+            self.train_dataset,
+            self.data_collator,
+            self.accelerator,
+            self.args.train_batch_size,
+            self.args.dataloader_num_workers,
+            show_progress=not self.args.disable_tqdm,
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # A step may have no label if the collator skips bad rows; a mean over none would be NaN, and so the weights.
@@ -291,20 +321,21 @@ class JinaVLMTrainer(Trainer):
         return self.accelerator.gather_for_metrics(padded).sum(dim=0).double().cpu()
 
     def get_eval_dataloader(self, *args, **kwargs):
-        with self._without_packing():
+        with self._plain_batches():
             return super().get_eval_dataloader(*args, **kwargs)
 
     def get_test_dataloader(self, *args, **kwargs):
-        with self._without_packing():
+        with self._plain_batches():
             return super().get_test_dataloader(*args, **kwargs)
 
     @contextmanager
-    def _without_packing(self):
+    def _plain_batches(self):
         # Losses and predictions are gathered by row, to leave out the rows that are repeated to fill the last batch.
+        # Vision features are kept of the rows to train on only.
         collator = self.data_collator
-        if getattr(collator, "packing", False):
+        if isinstance(collator, DataCollatorForJinaVLM):
             self.data_collator = copy.copy(collator)
-            self.data_collator.packing = False
+            self.data_collator.packing, self.data_collator.vision_features = False, None
         try:
             yield
         finally:

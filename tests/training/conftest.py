@@ -1,9 +1,19 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Fixtures of the training tests: rows of conversations, batches of them and training arguments."""
 
+import os
+
 import pytest
 
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_folder_is_left():
+    """`Trainer` makes its output folder in the current one, unless a test names another."""
+    before = set(os.listdir())
+    yield
+    assert not {"trainer_output", "tmp_trainer"} & (set(os.listdir()) - before)
 
 
 @pytest.fixture

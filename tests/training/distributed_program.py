@@ -29,14 +29,21 @@ STREAM_STEPS = 6  # more than the stream has rows for
 # Rows and training arguments of every run. Trainer lets DDP search for unused weights, unless gradient checkpointing
 # is on. "mixed" and "text" disable the search, so that training fails if a process does not use a weight.
 BOTH = {"mixed": ("mixed", {}), "text": ("text", {})}
+# Rows in one sequence, and the features of a frozen tower from a folder.
+PACKED_AND_KEPT = {"packing": True, "freeze": ["vision_tower"], "keep_vision_features": "features"}
 RUNS = {
     "ddp": {
         "mixed": ("mixed", {"use_cpu": True, "ddp_find_unused_parameters": False}),
         "text": ("text", {"use_cpu": True, "ddp_find_unused_parameters": False}),
         "checkpointing": ("mixed", {"use_cpu": True, CHECKPOINTING: True}),
+        "packed": ("mixed", {"use_cpu": True, "ddp_find_unused_parameters": False, **PACKED_AND_KEPT}),
     },
-    "fsdp2": {**BOTH, "stream": ("stream", {"per_device_train_batch_size": 1})},
-    "deepspeed_zero3": BOTH,
+    "fsdp2": {
+        **BOTH,
+        "packed": ("mixed", PACKED_AND_KEPT),
+        "stream": ("stream", {"per_device_train_batch_size": 1}),
+    },
+    "deepspeed_zero3": {**BOTH, "packed": ("mixed", PACKED_AND_KEPT)},
 }
 
 
@@ -56,8 +63,10 @@ def stream(rows: list[dict]):
     return IterableDataset.from_generator(read, gen_kwargs={"files": [rows[:3], rows[3:]]})
 
 
-def train(folder: Path, rows: str, output: Path, **settings) -> tuple[JinaVLMTrainer, dict]:
+def train(folder: Path, rows: str, output: Path, packing=False, **settings) -> tuple[JinaVLMTrainer, dict]:
     """Trains the model in `folder` on `rows` and evaluates it on `evaluation`. Returns the trainer and all losses."""
+    if "keep_vision_features" in settings:
+        settings["keep_vision_features"] = str(output / settings["keep_vision_features"])
     by_name = torch.load(folder / "rows.pt", weights_only=False)
     is_stream = rows == "stream"
     args = JinaVLMTrainingArguments(
@@ -77,10 +86,12 @@ def train(folder: Path, rows: str, output: Path, **settings) -> tuple[JinaVLMTra
         model=AutoModelForImageTextToText.from_pretrained(folder / "model", dtype="float32"),
         args=args,
         train_dataset=stream(by_name["mixed"]) if is_stream else by_name[rows],
-        data_collator=DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model")),
+        data_collator=DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"), packing=packing),
     )
     trainer.train()
+    kept = trainer.data_collator.vision_features
     results = {
+        "num_kept_tiles": kept and len(kept),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "eval_loss": trainer.evaluate(by_name["evaluation"])["eval_loss"],
         "uneven_eval_loss": trainer.evaluate(by_name["evaluation"][:-1])["eval_loss"],
@@ -112,7 +123,8 @@ def run_all(folder: Path, strategy: str) -> None:
         trainer.save_model()
         # The first process has images, the second one has none. The loss is not averaged over processes.
         rank = trainer.args.process_index
-        batch = trainer.data_collator(torch.load(folder / "rows.pt", weights_only=False)["by_process"][rank])
+        collator = DataCollatorForJinaVLM(trainer.data_collator.processor)
+        batch = collator(torch.load(folder / "rows.pt", weights_only=False)["by_process"][rank])
         trainer.model_wrapped.train()
         loss = trainer.model_wrapped(**batch).loss
         results["own_loss"] = loss.item()

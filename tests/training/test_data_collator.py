@@ -259,9 +259,14 @@ def test_bad_rows_can_be_skipped_and_are_counted(build_processor, build_row, bui
     assert collator.num_skipped_rows == 3
     for problem in ("Row 1 .*cannot identify", "Row 4 .*no assistant message", "Row 5 .*`max_length`"):
         assert re.search(f"Skipped: {problem}", caplog.text), problem
+    # In plain `Trainer`, the loss of a batch without labels would be NaN.
+    with pytest.raises(ValueError, match=r"None of the 2 rows of the batch can be used.*`JinaVLMTrainer`"):
+        collator([rows[1], rows[4]])
+    assert collator.num_skipped_rows == 5
     # Workers count too, and a batch without good rows has no label.
+    collator.allow_empty_batches = True
     batches = list(DataLoader(rows, batch_size=1, num_workers=2, collate_fn=collator))
-    assert collator.num_skipped_rows == 6
+    assert collator.num_skipped_rows == 8
     assert [bool((batch["labels"] != -100).any()) for batch in batches] == [True, False, True, True, False, False]
     assert build_model()(**batches[1]).logits.shape[:2] == (1, 2)
     collator.packing = True

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.training import DataCollatorForJinaVLM
+from jvlm.training.vision_features import tile_key, tower_settings
 
 
 ROOT = Path(__file__).parents[2]
@@ -141,10 +142,12 @@ def results(run_folder):
 
 @pytest.mark.parametrize(("strategy", "run"), [run for run in EVERY_RUN if run.values[1] != "stream"])
 def test_losses_equal_those_of_one_process(results, folder, tmp_path, strategy, run):
+    rows, settings = RUNS[strategy][run]
     _, expected = train(
         folder,
-        RUNS[strategy][run][0],
+        rows,
         tmp_path,
+        freeze=settings.get("freeze"),
         use_cpu=True,
         per_device_train_batch_size=ROWS_PER_STEP,
         per_device_eval_batch_size=2,
@@ -193,8 +196,25 @@ def test_saved_checkpoint_is_complete(run_folder, folder, strategy, run):
             changed |= {part for part in ("vision_tower", "connector", "language_model", "lm_head") if part in name}
     assert not trained
     # Without images, the vision side must not change.
-    vision = {"vision_tower", "connector"} if RUNS[strategy][run][0] != "text" else set()
+    rows, settings = RUNS[strategy][run]
+    vision = {"vision_tower", "connector"} - set(settings.get("freeze") or ()) if rows != "text" else set()
     assert changed == {"language_model", "lm_head"} | vision
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_processes_share_the_kept_features(results, run_folder, folder, strategy):
+    first, second = results(strategy, "packed")
+    # Each process finds the features of all rows. The features of a blank tile are computed in both.
+    rows = torch.load(folder / "rows.pt", weights_only=False)["mixed"]
+    pixel_values = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"))(rows)["pixel_values"]
+    num_tiles = len({tile_key(tile) for tile in pixel_values}) + 1
+    assert first["num_kept_tiles"] == second["num_kept_tiles"] == num_tiles
+    features = run_folder(strategy, "packed") / "features"
+    # Those of one process would be used.
+    model = AutoModelForImageTextToText.from_pretrained(folder / "model").model
+    assert json.loads((features / "vision_tower.json").read_text()) == tower_settings(model)
+    shards = list(features.glob("*.safetensors"))
+    assert len(shards) == (1 if strategy == "fsdp2" else 2)
 
 
 def test_processes_with_uneven_streams_stop_together(results):

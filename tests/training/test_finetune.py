@@ -248,6 +248,24 @@ def rates(arguments) -> tuple:
     return tuple(getattr(arguments[2], f"{module}_learning_rate") for module in finetune.MODULES)
 
 
+@pytest.mark.parametrize("recipe", ["lora", "qlora"])
+def test_adapters_beside_a_frozen_tower_train_on_kept_features(checkpoint, rows_folder, tmp_path, recipe):
+    options = ("--recipe", recipe, "--freeze", "vision_tower", "--lora_dropout", "0")
+    if recipe == "qlora":
+        pytest.importorskip("bitsandbytes")
+        options += ("--bf16", "true")
+    run(checkpoint, rows_folder, tmp_path / "kept", *options, "--keep_vision_features", str(tmp_path / "features"))
+    run(checkpoint, rows_folder, tmp_path / "plain", *options)
+    assert list((tmp_path / "features").glob("*.safetensors"))
+    saved, plain = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("kept", "plain"))
+    assert not any("vision_tower" in name for name in saved)
+    assert any("language_model" in name and ".lora_B" in name for name in saved)
+    for name, tensor in saved.items():
+        # Tiles are encoded in other batches, which rounds otherwise.
+        tolerance = {"rtol": 1e-5, "atol": 1e-6} if recipe == "lora" else {"rtol": 0, "atol": 1e-3}
+        torch.testing.assert_close(tensor, plain[name], **tolerance, msg=name)
+
+
 def test_recipes_set_rates_unless_some_are_given():
     second = STAGES["instruction"]
     paper = tuple(second[f"{module}_learning_rate"] for module in finetune.MODULES)
@@ -281,6 +299,35 @@ def test_test_rows_are_not_those_of_the_training(checkpoint, rows_folder, tmp_pa
     train, test = finetune.load_training_rows(held_out, None)[0], finetune.load_test_rows(held_out)[0]
     assert {row["images"][0] for row in train} & {row["images"][0] for row in test} == set()
     assert len(train) == len(test) == 3
+
+
+def test_answers_are_scored_by_any_function(checkpoint, rows_folder, tmp_path, monkeypatch):
+    (tmp_path / "my_scores.py").write_text("def length(answer, reference):\n    return len(reference)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    best = ("--eval_strategy", "steps", "--save_strategy", "steps", "--save_steps", "1", "--eval_steps", "1")
+    best += ("--load_best_model_at_end", "--metric_for_best_model", "length")
+    options = ("--dataset_test_split", "test", "--score", "my_scores:length", *best)
+    run(checkpoint, rows_folder, tmp_path / "tuned", *options)
+    answers = [json.loads(line) for line in (tmp_path / "tuned" / "answers.jsonl").read_text().splitlines()]
+    metrics = json.loads((tmp_path / "tuned" / "eval_results.json").read_text())
+    assert metrics["eval_length"] == sum(len(answer["reference"]) for answer in answers) / len(answers)
+    state = json.loads((tmp_path / "tuned" / "trainer_state.json").read_text())
+    assert state["best_metric"] == metrics["eval_length"]
+    assert "| question | answers | length |" in (tmp_path / "tuned" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("missing_module:score", "there is no module 'missing_module'"),
+        ("json:score", "must name a function of answer and reference, as module:function"),
+        ("length", "there is no module 'length'"),
+        (":score", "must name a function"),
+    ],
+)
+def test_scores_that_do_not_exist_are_errors(name, problem):
+    with pytest.raises(ValueError, match=f"--score is '{name}', but {problem}"):
+        parse("--score", name)
 
 
 def test_unknown_columns_and_no_rows_are_errors_before_the_model_loads(tmp_path, rows_folder):
@@ -322,7 +369,8 @@ def test_bad_rows_are_skipped_and_counted(checkpoint, rows_folder, tmp_path, str
 
 def test_rows_are_grouped_by_length_without_decoding(checkpoint, rows_folder, tmp_path, monkeypatch):
     processor = AutoProcessor.from_pretrained(checkpoint)
-    arguments = parse("--train_sampling_strategy", "group_by_length", per_device_train_batch_size=2)
+    settings = {"per_device_train_batch_size": 2, "output_dir": str(tmp_path / "grouped")}
+    arguments = parse("--train_sampling_strategy", "group_by_length", **settings)
     arguments[1].dataset_name = str(rows_folder)
     rows, row_format = finetune.load_training_rows(arguments[1], arguments[2])
     collator = finetune.RowCollator(processor, row_format)

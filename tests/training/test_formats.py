@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pickle
+import re
 import tarfile
 
 import datasets
@@ -13,7 +14,7 @@ import torch
 from helpers import encode_image, make_image
 
 from jvlm.training import DataCollatorForJinaVLM
-from jvlm.training.formats import FORMATS, RowCollator, RowFormat, load_rows
+from jvlm.training.formats import FORMATS, RowCollator, RowFormat, check_test_rows, load_rows
 
 
 IMAGE, OTHER = {"type": "image"}, "b.png"
@@ -336,7 +337,7 @@ def test_splits_of_image_folders(folder):
     assert [row["images"] for row in read(folder, "test")] == [[OTHER]]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "tar json", "saved dict", "imagefolder"])
+@pytest.mark.parametrize("kind", ["jsonl", "tar json", "saved", "saved dict", "imagefolder"])
 def test_a_split_that_does_not_exist_is_an_error(folder, image_bytes, kind):
     """A single file was read as any split, so that the evaluation was on the training rows."""
     name, _ = write(kind, folder, image_bytes)
@@ -362,6 +363,50 @@ def test_slices_globs_and_missing_files(folder):
     (folder / "empty").mkdir()
     with pytest.raises(ValueError, match="no data files"):
         load_rows(str(folder / "empty"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "saved", "saved dict"])
+def test_slices_of_a_split_are_its_rows(tmp_path, kind):
+    """The rows of a saved data set were all of its rows, whatever the slice."""
+    rows = datasets.Dataset.from_list([{"number": number} for number in range(10)])
+    if kind == "jsonl":
+        write_lines(tmp_path / "rows", list(rows))
+        (tmp_path / "rows").rename(tmp_path / "rows.jsonl")
+        tmp_path = tmp_path / "rows.jsonl"
+    else:
+        (rows if kind == "saved" else datasets.DatasetDict(train=rows)).save_to_disk(tmp_path)
+    for split, expected in (("train[:70%]", range(7)), ("train[-2:]+train[:1]", [8, 9, 0]), ("train", range(10))):
+        assert load_rows(str(tmp_path), split)["number"] == list(expected)
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "is_error"),
+    [
+        ("train[:90%]", "train[50%:]", True),
+        ("train[:90%]", "train[90%:]", False),
+        ("train[:5]", "train[40%:]", True),
+        ("train[:4]", "train[40%:]", False),
+        ("train[-3:]", "train[:8]", True),
+        ("train[:20%]+train[80%:]", "train[20%:80%]", False),
+        ("train[:20%]+train[80%:]", "train[10%:80%]", True),
+        ("train[:20%]+dev", "train[20%:]", False),
+        ("train[:20%]", "train", True),
+        ("train+dev", "dev[:1]", True),
+    ],
+)
+def test_slices_with_rows_in_common_are_found(tmp_path, trained, held_out, is_error):
+    for split in ("train", "dev"):
+        write_lines(tmp_path / f"{split}.jsonl", [question_row("a.png")] * 10)
+    names = (str(tmp_path), trained, str(tmp_path), held_out)
+    if not is_error:
+        check_test_rows(*names)
+        check_test_rows(str(tmp_path / "other"), trained, str(tmp_path), held_out)
+        return
+    with pytest.raises(
+        ValueError, match=re.escape(f"{held_out!r} of {tmp_path} to evaluate on has rows of the")
+    ) as error:
+        check_test_rows(*names)
+    assert f"the split {trained!r} to train on" in str(error.value)
 
 
 # Images

@@ -70,6 +70,7 @@ def folder(tmp_path, build_model, build_processor, monkeypatch):
     texts = [json.dumps({"question": f"{number}?", "answer": "Yes."}) for number in range(4)]
     (tmp_path / "texts.jsonl").write_text("\n".join(texts))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does
     monkeypatch.setattr(Trainer, "init_hf_repo", name_repository)
     monkeypatch.setattr("transformers.trainer.hf_api", Hub)
     return tmp_path

@@ -52,8 +52,29 @@ def test_trained_parameters_and_activations_of_recipes(build_config, build_model
     assert qlora["weights"] < lora["weights"]
     assert qlora["adam"] == lora["adam"]
     assert estimate(build_config(), "one", adam_bytes=2, **ROWS)["adam"] == full["adam"] / 4
-    with pytest.raises(ValueError, match="lora is estimated with the strategies one and ddp, not with fsdp2"):
-        estimate(build_config(), "fsdp2", recipe="lora", **ROWS)
+    with pytest.raises(ValueError, match="qlora is estimated with the strategies one and ddp, not with fsdp2"):
+        estimate(build_config(), "fsdp2", recipe="qlora", **ROWS)
+
+
+@pytest.mark.parametrize("recipe", ["full", "frozen_tower", "lora"])
+def test_recipes_of_sharded_strategies(build_config, build_model, recipe):
+    """The bytes of the tensors that each strategy keeps, over the number of GPUs."""
+    model = build_model()
+    if recipe == "lora":
+        model = add_adapters(model.bfloat16(), ModelArguments(model_name_or_path="", recipe="lora"))
+    if recipe == "frozen_tower":
+        model.model.vision_tower.requires_grad_(False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    fsdp2, zero3 = (
+        estimate(build_config(), strategy, gpus=2, recipe=recipe, **ROWS) for strategy in ("fsdp2", "deepspeed_zero3")
+    )
+    assert fsdp2["weights"] == sum(p.nbytes for p in model.parameters()) / 2
+    assert fsdp2["gradients"] == 4 * trained / 2
+    assert zero3["weights"] == (2 * sum(p.numel() for p in model.parameters()) + 4 * trained) / 2
+    assert zero3["gradients"] == 2 * trained / 2
+    assert fsdp2["adam"] == zero3["adam"] == 8 * trained / 2
+    if recipe != "lora":  # whose adapters make the blocks of a small model the largest units
+        assert fsdp2["unsharded"] == 2 * 4 * model.lm_head.weight.numel()  # embeddings and head
 
 
 def test_weights_of_qlora_are_those_of_a_quantized_model(build_model, tmp_path):
@@ -62,7 +83,7 @@ def test_weights_of_qlora_are_those_of_a_quantized_model(build_model, tmp_path):
     model = build_model(text_config=sizes, vision_config={**sizes, "num_attention_heads": 4})
     model.save_pretrained(tmp_path)
     arguments = ModelArguments(model_name_or_path=str(tmp_path), recipe="qlora", dtype="bfloat16")
-    loaded = load_model(arguments, SimpleNamespace(bf16=True, fp16=False))
+    loaded = load_model(arguments, SimpleNamespace(bf16=True, fp16=False, freeze=None))
     states = [
         module.weight.quant_state for module in loaded.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)
     ]

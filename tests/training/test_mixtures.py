@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from accelerate.data_loader import BatchSamplerShard
+from datasets import IterableDataset
 from helpers import make_image
 from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import AutoModelForImageTextToText
@@ -62,6 +63,13 @@ def test_every_data_set_is_read_in_full_before_a_row_comes_again():
         assert rounds[0] != sorted(rounds[0])
 
 
+def test_distinct_rows_are_the_first_draws():
+    rows = mixture(20)
+    located = [rows.locate(index) for index in range(len(rows))]
+    assert len(set(located)) < len(located)
+    assert [located[index] for index in rows.distinct_rows()] == list(dict.fromkeys(located))
+
+
 def test_rows_are_a_function_of_seed_and_index():
     rows, again, other = mixture(single_source_steps=50), mixture(single_source_steps=50), mixture(seed=1)
     order = list(range(len(rows)))
@@ -107,6 +115,31 @@ def test_bad_mixtures_are_errors(tmp_path, settings, problem):
     (tmp_path / "mixture.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=problem):
         MixtureConfig.load(str(tmp_path / "mixture.yaml"))
+
+
+def test_rows_to_evaluate_on_are_in_no_data_set(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "Q?", "answer": "A."}\n' * 10)
+    path = str(tmp_path / "a.jsonl")
+    held_out = {"path": path, "split": "train[:50%]", "test_split": "train[50%:]"}
+    other = {"path": path, "name": "other", "split": "train[:60%]"}
+    with pytest.raises(ValueError, match=r"'train\[50%:\]' of .* has rows of the split 'train\[:60%\]'"):
+        MixtureConfig([held_out, other])
+    config = MixtureConfig([held_out, {**other, "split": "train[:40%]"}])
+    assert len(config.datasets[0].test_rows()) == 5
+    words = ["--model_name_or_path", "m", "--output_dir", str(tmp_path), "--use_cpu", "--max_steps", "1"]
+    (tmp_path / "mixture.yaml").write_text(yaml.safe_dump({"datasets": [other]}))
+    words += ["--mixture", str(tmp_path / "mixture.yaml"), "--dataset_test_name", path]
+    ((_, data, _),) = finetune.parse_arguments([*words, "--dataset_test_split", "train[60%:]"])
+    assert len(finetune.load_test_rows(data)[0]) == 4
+    data.dataset_test_split = "train[50%:]"
+    with pytest.raises(ValueError, match=r"has rows of the split 'train\[:60%\]'"):
+        finetune.load_test_rows(data)
+
+
+def test_streams_are_refused():
+    rows = IterableDataset.from_generator(lambda: iter([{"question": "Q?", "answer": "A."}]))
+    with pytest.raises(ValueError, match="a is a stream, but a mixture draws rows by their number; load them"):
+        Mixture(MixtureConfig([MixtureSource("a")]), 1, 1, data_sets=[rows])
 
 
 def test_empty_data_sets_are_errors():
