@@ -5,8 +5,8 @@ Runs the commands of a page's ```console blocks and writes their outputs into th
     python tools/transcript.py docs/first_hour.md
 
 Lines that begin with "$ " are commands, and those that begin with ">" continue them. What follows is the output: what
-the command prints, without warnings and progress bars, and with its error if it fails. In an output, a line "..." stands
-for any lines, and "..." within a line for anything; such an output is kept if it fits.
+the command prints, without warnings and progress bars, and with its error if it fails. In an output, a line "..."
+stands for any lines, and "..." within a line for anything; such an output is kept if it fits.
 """
 
 import os
