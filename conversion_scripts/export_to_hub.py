@@ -4,6 +4,8 @@ Exports a checkpoint with its code to a folder, and uploads the folder on reques
 where `jvlm` is not installed. The code files are generated from the installed package.
 
     python -m jvlm.conversion_scripts.export_to_hub --checkpoint my-jina-vlm --output repository --push me/my-jina-vlm
+
+With --space it writes a Space instead: the web page of `jvlm demo` for the checkpoint.
 """
 
 import importlib.util
@@ -32,6 +34,7 @@ from .checkpoint_folder import (
     load_processor,
     local_folder,
 )
+from .export_space import export_space
 from .model_card import write_model_card
 from .output_folder import new_folder
 
@@ -48,15 +51,16 @@ CLASSES = {
 _RELATIVE_IMPORT = re.compile(r"^(\s*from )(\.+[\w.]+)(?= import )", flags=re.MULTILINE)
 
 
-def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None = None) -> Path:
+def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None = None, space: bool = False) -> Path:
     """
-    Writes a self-contained repository folder and uploads it on request.
+    Writes a self-contained folder of a model repository or a Space, and uploads it on request.
 
     Args:
         checkpoint (`str` or `Path`): folder or Hub id of a checkpoint in either format.
         output (`str` or `Path`): folder to create. With `push`, it may exist if it holds the same files, so that the
             upload can be repeated. Its model card is kept.
         push (`str`, *optional*): repository on the Hub to upload to. It is created if it does not exist.
+        space (`bool`, *optional*): whether to write a Space, see [`export_space`].
 
     Returns:
         `Path`: `output`.
@@ -69,7 +73,34 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
     """
     if push is not None:
         validate_repo_id(push)
-    output, source = Path(output), local_folder(checkpoint)
+    output = Path(output)
+    if space:
+        export_space(
+            checkpoint, output, title=(push or output.resolve().name).split("/")[-1], may_exist=push is not None
+        )
+    else:
+        _export_model(checkpoint, output, push)
+    if push is not None:
+        kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
+        try:
+            api = HfApi()
+            repository = api.create_repo(push, exist_ok=True, **kind).repo_id
+            api.upload_folder(
+                repo_id=repository,
+                repo_type=kind.get("repo_type"),
+                folder_path=output,
+                commit_message="Upload JinaVLM",
+            )
+        except Exception as error:  # those of the connection have no common class
+            raise OSError(
+                f"{output} is complete, but its upload to {push} failed ({error}). Repeat the same command to upload "
+                "it again."
+            ) from error
+    return output
+
+
+def _export_model(checkpoint: str | Path, output: Path, push: str | None) -> None:
+    source = local_folder(checkpoint)
     processor = load_processor(source, load_config(source))
     if processor.add_bos_token:
         # Engines such as vLLM tokenize the output of the template, without the BOS token that the processor adds.
@@ -86,17 +117,6 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
             (folder / name).write_text(code, encoding="utf-8")
         licence = "The licence of the code is Apache-2.0. The weights keep the licence of their source."
         write_model_card(folder, source, push or output.name, "A JinaVLM with its own code.", licence)
-    if push is not None:
-        try:
-            api = HfApi()
-            repository = api.create_repo(push, exist_ok=True).repo_id
-            api.upload_folder(repo_id=repository, folder_path=output, commit_message="Upload JinaVLM")
-        except Exception as error:  # those of the connection have no common class
-            raise OSError(
-                f"{output} is complete, but its upload to {push} failed ({error}). Repeat the same command to upload "
-                "it again."
-            ) from error
-    return output
 
 
 def code_files() -> dict[str, str]:
@@ -148,6 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--push", metavar="REPO_ID", help="repository on the Hub to upload the folder to")
+    parser.add_argument("--space", action="store_true", help="write a Space with the web page of `jvlm demo`")
     print(f"Saved: {run(parser, export_to_hub, argv)}")
 
 

@@ -2,6 +2,7 @@
 """Opens encoded images: paths, bytes, base64 strings, URLs and undecoded columns of Datasets."""
 
 import base64
+import binascii
 import os
 import time
 from collections.abc import Iterator
@@ -59,7 +60,10 @@ def load_image(image: Any, timeout: float = 30.0) -> Any:
         # With a path instead of a file, Pillow maps some TIFF files into memory and turns them differently.
         with decoding(name), open(image, "rb") as file:
             return _open(file)
-    with _naming_cause(f"{name} is not a file, and cannot be decoded as base64", "check the path or the string"):
+    not_base64 = (binascii.Error, PIL.UnidentifiedImageError)  # what they say does not help to find a missing file
+    with _naming_cause(
+        f"{name} is not a file, and not an image in base64", "check the path or the string", not_base64
+    ):
         return _open(BytesIO(base64.decodebytes(image.encode())))
 
 
@@ -80,7 +84,7 @@ def decoding(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _naming_cause(message: str, fix: str) -> Iterator[None]:
+def _naming_cause(message: str, fix: str, unsaid: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -89,7 +93,8 @@ def _naming_cause(message: str, fix: str) -> Iterator[None]:
         elif isinstance(error, OSError) and error.errno is not None:
             fix = "check the path"
         reason = _shorten(str(error).partition(" <_io.")[0], 300)  # without the address of a file object
-        raise ValueError(f"{message} ({type(error).__name__}: {reason}); {fix}.") from error
+        cause = "" if isinstance(error, unsaid) else f" ({type(error).__name__}: {reason})"
+        raise ValueError(f"{message}{cause}; {fix}.") from error
 
 
 def _open(file: BinaryIO) -> PIL.Image.Image:

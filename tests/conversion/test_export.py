@@ -8,13 +8,18 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from packaging.requirements import Requirement
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from jvlm.conversion_scripts import export_to_hub as module
 from jvlm.conversion_scripts.convert_release import convert_release
+from jvlm.conversion_scripts.export_space import GRADIO_VERSION
 from jvlm.conversion_scripts.export_to_hub import code_files, export_to_hub, main
 from jvlm.conversion_scripts.verify import verify
+from jvlm_cli.answering import shipped_model
 
 
 MESSAGES = [
@@ -214,18 +219,24 @@ class Hub:
     failures = 0
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.kinds = [], []
 
-    def create_repo(self, repo_id, exist_ok):
+    def create_repo(self, repo_id, exist_ok, repo_type=None, space_sdk=None):
         self.calls.append(("create", repo_id, exist_ok))
-        return type("RepoUrl", (), {"repo_id": f"me/{repo_id}"})
+        self.kinds.append(repo_type)
+        assert space_sdk == ("gradio" if repo_type == "space" else None)
+        return type("RepoUrl", (), {"repo_id": repo_id if "/" in repo_id else f"me/{repo_id}"})
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, repo_type, folder_path, commit_message):
         if self.failures:
             self.failures -= 1
             raise RuntimeError("no connection")
         files = {file.name for file in folder_path.iterdir()}
-        self.calls.append(("upload", repo_id, {"config.json", "modeling_jvlm.py", "model.safetensors"} <= files))
+        self.kinds.append(repo_type)
+        expected = (
+            {"app.py", "jvlm", "jvlm_cli"} if repo_type else {"config.json", "modeling_jvlm.py", "model.safetensors"}
+        )
+        self.calls.append(("upload", repo_id, expected <= files))
 
 
 @pytest.fixture
@@ -289,3 +300,44 @@ def test_several_chat_templates(converted, changed_copy, tmp_path):
     templates = AutoProcessor.from_pretrained(folder).chat_template
     assert templates == {"default": bos + template, "brief": bos + "{{ 'brief' }}"}
     assert all(stage.is_equal for stage in verify(source, folder))
+
+
+SPACE = """
+import app, json, jvlm, jvlm_cli, pathlib, sys
+from jvlm_cli.answering import user_message
+
+here = pathlib.Path.cwd()
+assert here in pathlib.Path(jvlm.__file__).parents and here in pathlib.Path(jvlm_cli.__file__).parents
+sample = json.loads(pathlib.Path("model/samples/samples.json").read_text())[0]
+answer = "".join(app.answerer.stream([user_message(["model/samples/" + sample["image"]], sample["question"])]))
+print(json.dumps([app.page.title, answer.strip(), sample["answer"]]))
+"""
+
+
+def test_space_runs_with_its_own_code(tmp_path):
+    """The page itself is tested in test_web_page.py."""
+    gradio = pytest.importorskip("gradio", reason="Gradio is not installed (extra `page`).")
+    assert Version(GRADIO_VERSION) <= Version(gradio.__version__)
+    space = export_to_hub(shipped_model(), tmp_path / "digits", space=True)
+    card = ModelCard.load(space / "README.md")
+    assert (
+        card.data.to_dict().items() >= {"sdk": "gradio", "sdk_version": GRADIO_VERSION, "app_file": "app.py"}.items()
+    )
+    needed = {Requirement(line).name for line in (space / "requirements.txt").read_text().splitlines()}
+    assert needed >= {"torch", "transformers", "pillow"}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", SPACE], cwd=space, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    title, answer, expected = json.loads(done.stdout.splitlines()[-1])
+    assert title == "JinaVLM"
+    assert answer == expected
+
+
+def test_space_of_a_checkpoint_on_the_hub(tmp_path, hub):
+    """The weights stay on the Hub."""
+    main(["--checkpoint", "me/small", "--output", str(tmp_path / "space"), "--space", "--push", "me/space"])
+    assert hub.calls == [("create", "me/space", True), ("upload", "me/space", True)]
+    assert hub.kinds == ["space", "space"]
+    assert "Answerer('me/small')" in (tmp_path / "space" / "app.py").read_text()
+    assert not (tmp_path / "space" / "model").exists()
+    assert ModelCard.load(tmp_path / "space" / "README.md").data.models == ["me/small"]
