@@ -76,7 +76,7 @@ def export_space(checkpoint: str | Path, output: str | Path, title: str, may_exi
         (folder / "app.py").write_text(_APP.format(model=model, title=title), encoding="utf-8")
         base = [line for line in requires("jvlm") or [] if "extra ==" not in line]
         (folder / "requirements.txt").write_text("\n".join([*base, ""]), encoding="utf-8")
-        settings = {
+        settings: dict[str, str | list[str]] = {
             "title": title,
             "emoji": "🖼️",
             "sdk": "gradio",

@@ -81,13 +81,13 @@ def export_to_hub(checkpoint: str | Path, output: str | Path, push: str | None =
     else:
         _export_model(checkpoint, output, push)
     if push is not None:
-        kind = {"repo_type": "space", "space_sdk": "gradio"} if space else {}
+        repo_type, sdk = ("space", "gradio") if space else (None, None)
         try:
             api = HfApi()
-            repository = api.create_repo(push, exist_ok=True, **kind).repo_id
+            repository = api.create_repo(push, exist_ok=True, repo_type=repo_type, space_sdk=sdk).repo_id
             api.upload_folder(
                 repo_id=repository,
-                repo_type=kind.get("repo_type"),
+                repo_type=repo_type,
                 folder_path=output,
                 commit_message="Upload JinaVLM",
             )
