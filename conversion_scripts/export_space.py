@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from ..configuration.configuration_jvlm import JinaVLMConfig
 from .checkpoint_folder import CHECKPOINT_FILES, load_config, load_processor, local_folder
 from .output_folder import new_folder
 
@@ -55,10 +56,13 @@ def export_space(checkpoint: str | Path, output: str | Path, title: str, may_exi
 
     Raises:
         ValueError: if the checkpoint is damaged.
+        OSError: if there is no such folder or repository.
         FileExistsError: if `output` exists.
     """
     source = local_folder(checkpoint) if Path(checkpoint).is_dir() else None
-    if source is not None:
+    if source is None:
+        JinaVLMConfig.from_pretrained(checkpoint)  # a Space with a misspelt id would fail when it starts
+    else:
         load_processor(source, load_config(source))
     with new_folder(output, may_exist=may_exist) as folder:
         for package, patterns in _CODE.items():

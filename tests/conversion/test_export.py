@@ -14,6 +14,7 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+from jvlm import JinaVLMConfig
 from jvlm.conversion_scripts import export_to_hub as module
 from jvlm.conversion_scripts.convert_release import convert_release
 from jvlm.conversion_scripts.export_space import GRADIO_VERSION
@@ -333,8 +334,12 @@ def test_space_runs_with_its_own_code(tmp_path):
     assert answer == expected
 
 
-def test_space_of_a_checkpoint_on_the_hub(tmp_path, hub):
+def test_space_of_a_checkpoint_on_the_hub(tmp_path, hub, monkeypatch):
     """The weights stay on the Hub."""
+    with pytest.raises(OSError, match="me/small"):
+        export_to_hub("me/small", tmp_path / "space", space=True)
+    assert not (tmp_path / "space").exists()
+    monkeypatch.setattr(JinaVLMConfig, "from_pretrained", lambda name: JinaVLMConfig())
     main(["--checkpoint", "me/small", "--output", str(tmp_path / "space"), "--space", "--push", "me/space"])
     assert hub.calls == [("create", "me/space", True), ("upload", "me/space", True)]
     assert hub.kinds == ["space", "space"]
