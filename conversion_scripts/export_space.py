@@ -61,7 +61,10 @@ def export_space(checkpoint: str | Path, output: str | Path, title: str, may_exi
     """
     source = local_folder(checkpoint) if Path(checkpoint).is_dir() else None
     if source is None:
-        JinaVLMConfig.from_pretrained(checkpoint)  # a Space with a misspelt id would fail when it starts
+        try:
+            JinaVLMConfig.from_pretrained(checkpoint)  # a Space with a misspelt id would fail when it starts
+        except OSError as error:
+            raise OSError(f"{checkpoint} is neither a folder nor a repository that can be read: {error}") from error
     else:
         load_processor(source, load_config(source))
     with new_folder(output, may_exist=may_exist) as folder:
