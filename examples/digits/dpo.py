@@ -2,7 +2,7 @@
 """
 Trains the digit model further with TRL's `DPOTrainer` on pairs of a right and a wrong answer:
 
-    python -m examples.digits.dpo --output_dir OUT [--seed 0] [--steps 60]
+    python -m examples.digits.dpo --output_dir OUT [--seed 0] [--steps 40]
 
 The wrong answers are those that the model samples to questions about training pages. Prints how well the model tells
 right from wrong answers about held-out pages, and its exact answers, before and after the training. OUT/seed-0 holds
@@ -33,9 +33,9 @@ Pairs = tuple[list[tuple[Page, str]], list[str]]  # questions, and a wrong answe
 class DPOArguments:
     output_dir: Path = field(metadata={"help": "Folder of the run, which is named after the seed."})
     model: Path = field(default=MODEL, metadata={"help": "Folder of the model to start from."})
-    steps: int = field(default=60, metadata={"help": "Number of steps."})
+    steps: int = field(default=40, metadata={"help": "Number of steps."})
     batch_size: int = field(default=16, metadata={"help": "Pairs per step."})
-    num_questions: int = field(default=1200, metadata={"help": "Questions whose wrong answers give the pairs."})
+    num_questions: int = field(default=600, metadata={"help": "Questions whose wrong answers give the pairs."})
     learning_rate: float = field(default=1e-5, metadata={"help": "Learning rate of connector and decoder."})
     beta: float = field(default=0.1, metadata={"help": "The β of DPO."})
     save_steps: int = field(default=20, metadata={"help": "Steps between checkpoints."})

@@ -33,7 +33,7 @@ class GRPOArguments:
     steps: int = field(default=100, metadata={"help": "Number of steps."})
     prompts_per_step: int = field(default=8, metadata={"help": "Questions per step."})
     num_generations: int = field(default=8, metadata={"help": "Sampled answers per question."})
-    learning_rate: float = field(default=3e-5, metadata={"help": "Learning rate of connector and decoder."})
+    learning_rate: float = field(default=2e-5, metadata={"help": "Learning rate of connector and decoder."})
     save_steps: int = field(default=50, metadata={"help": "Steps between checkpoints."})
     num_pages: int = field(default=360, metadata={"help": "Held-out pages of the comparison."})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Random seeds of pages and answers."})

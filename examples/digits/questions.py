@@ -1,18 +1,19 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Questions about training pages for TRL's trainers, and how sure a model is of answers."""
 
-import numpy as np
+import itertools
+
 import torch
 
 from jvlm.training import DataCollatorForJinaVLM
 
-from .pages import COUNT, GRIDS, MAX_DIGITS, READ, Page, draw_page, load_samples
+from .pages import COUNT, READ, DigitPages, Page
 
 
 ASKED = [READ, COUNT]  # the questions that the shipped model answers worst
 UNCERTAIN = 0.05, 0.95
 BATCH_SIZE = 32
-FIRST_SEED = 1000  # not one of the supervised training, whose pages are drawn in another way, too
+FIRST_SEED = 1000  # the supervised training has small seeds
 
 
 def prompt(question: str) -> list[dict]:
@@ -52,16 +53,13 @@ def uncertain_questions(
     Draws training pages with one of `ASKED` each, and keeps the first `num_rows` of them whose right answer has a
     probability within `bounds`. The others teach little: almost all sampled answers would be right, or wrong.
     """
-    samples, kept, number = load_samples("train"), [], 0
-    while len(kept) < num_rows:
-        rng = np.random.default_rng([FIRST_SEED + seed, number])
-        number += 1
-        grid = GRIDS[rng.integers(len(GRIDS))]  # of all pages of a batch, which keeps padding small
-        pages = [
-            draw_page(samples, rng, grid, int(rng.integers(1, MAX_DIGITS + 1)), augment=True)
-            for _ in range(BATCH_SIZE)
-        ]
-        rows = [(page, ASKED[rng.integers(len(ASKED))]) for page in pages]
+    pages = DigitPages(1, ASKED, BATCH_SIZE, seed=FIRST_SEED + seed)
+    kept: list[tuple[Page, str]] = []
+    for start in itertools.count(0, BATCH_SIZE):
+        if len(kept) >= num_rows:
+            break
+        drawn = [pages.draw(index) for index in range(start, start + BATCH_SIZE)]
+        rows = [(page, questions[0]) for page, questions in drawn]
         right = log_probabilities(model, processor, rows, [page.answer(question) for page, question in rows]).exp()
         is_uncertain = (bounds[0] <= right) & (right <= bounds[1])
         kept += [row for row, keep in zip(rows, is_uncertain, strict=True) if keep]

@@ -1,6 +1,6 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Writes a data set of printed numbers on crops of photographs, for `jvlm.training.finetune`:
+Writes a data set of printed numbers on crops of pale photographs, for `jvlm.training.finetune`:
 
     python -m examples.printed_numbers.data --output_dir numbers [--num_train 16000] [--num_test 1000]
 
@@ -35,6 +35,7 @@ MAX_DIGITS = 5
 SEEN, HELD_OUT = "seen", "held-out"
 TEST_PHOTOGRAPHS = ("china", "flower", "stereo_motorcycle")
 TRAIN_PHOTOGRAPHS = ("astronaut", "brick", "camera", "chelsea", "coffee", "grass", "gravel", "rocket")
+STRENGTH = 0.6  # of the photographs, which are blended with white
 GROWTH = 0.6  # the photographs of the first training rows are pale: up to this part of the rows
 HAIRLINE = 150  # of 255: digits that are paler than this at 24 pixels cannot be read at smaller sizes
 # Families with symbols in place of digits.
@@ -126,7 +127,7 @@ def draw_rows(
         family = families[rng.integers(len(families))]
         path = family[rng.integers(len(family))]
         name = names[rng.integers(len(names))]
-        strength = 1.0 if split == "test" else min(1.0, index / (GROWTH * count))
+        strength = STRENGTH if split == "test" else STRENGTH * min(1.0, index / (GROWTH * count))
         image, number = draw_number(photographs[name], path, rng, strength)
         yield (
             image,
