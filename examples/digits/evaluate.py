@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 import jvlm  # noqa: F401 - registers the model with the pipeline
 
-from .pages import GRIDS, MAX_DIGITS, QUESTIONS, READ, held_out_pages
+from .pages import GRIDS, MAX_DIGITS, QUESTIONS, READ, Page, held_out_pages
 
 
 MODEL = Path(__file__).parent / "model"
@@ -49,27 +49,16 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
     """
     if num_pages < 1:
         raise ValueError(f"`num_pages` must be at least 1, got {num_pages}.")
-    ask = pipeline("image-text-to-text", model=str(model), dtype="float32")
-    pages = held_out_pages(num_pages, seed)
-    # Prompts of pages with the same grid have almost the same length, so sorting by grid keeps padding small.
-    rows = sorted(((page, question) for page in pages for question in QUESTIONS), key=lambda row: row[0].grid)
     counts = {kind: defaultdict(lambda: [0, 0]) for kind in ("exact", "digits")}
-    for start in logging.tqdm(range(0, len(rows), batch_size), desc="Questions", unit="batch"):
-        batch = rows[start : start + batch_size]
-        answers = ask(
-            [conversation(page.image, question) for page, question in batch],
-            batch_size=batch_size,
-            return_full_text=False,
-            generate_kwargs={"do_sample": False, "max_new_tokens": 4 + 2 * MAX_DIGITS},
-        )
-        for (page, question), (answer,) in zip(batch, answers, strict=True):
-            answer, right = answer["generated_text"].strip(), page.answer(question)
-            found = {"exact": (int(answer == right), 1)}
-            if question == READ:
-                found["digits"] = digits_read(answer, right)
-            for kind, pair in found.items():
-                for part in ("all", question, f"{page.grid[0]}x{page.grid[1]}"):
-                    counts[kind][part] = [total + more for total, more in zip(counts[kind][part], pair, strict=True)]
+    rows = rows_of(held_out_pages(num_pages, seed))
+    for (page, question), answer in zip(rows, ask(model, rows, batch_size), strict=True):
+        right = page.answer(question)
+        found = {"exact": (int(answer == right), 1)}
+        if question == READ:
+            found["digits"] = digits_read(answer, right)
+        for kind, pair in found.items():
+            for part in ("all", question, f"{page.grid[0]}x{page.grid[1]}"):
+                counts[kind][part] = [total + more for total, more in zip(counts[kind][part], pair, strict=True)]
 
     def rates(part: str) -> dict:
         return {
@@ -87,6 +76,37 @@ def evaluate(model: str | Path = MODEL, num_pages: int = 360, batch_size: int = 
         "questions": {question: rates(question) for question in QUESTIONS},
         "grids": {grid: rates(grid) for grid in grids if rates(grid)},
     }
+
+
+def rows_of(pages: list[Page], questions: list[str] = QUESTIONS) -> list[tuple[Page, str]]:
+    """
+    All questions about every page. Prompts of pages with the same grid have almost the same length, so sorting by grid
+    keeps padding small.
+    """
+    return sorted(((page, question) for page in pages for question in questions), key=lambda row: row[0].grid)
+
+
+def ask(model: str | Path, rows: list[tuple[Page, str]], batch_size: int = 24, **settings) -> list[str]:
+    """
+    The answers of a model to questions about pages, each asked by itself.
+
+    Args:
+        model (`str` or `Path`): folder with model and processor.
+        rows (`list[tuple[Page, str]]`): pages and the questions about them.
+        batch_size (`int`, *optional*, defaults to 24): questions per batch.
+        settings: settings of `generate`; greedy decoding by default.
+    """
+    pipe = pipeline("image-text-to-text", model=str(model), dtype="float32")
+    texts: list[str] = []
+    for start in logging.tqdm(range(0, len(rows), batch_size), desc="Questions", unit="batch"):
+        outputs = pipe(
+            [conversation(page.image, question) for page, question in rows[start : start + batch_size]],
+            batch_size=batch_size,
+            return_full_text=False,
+            generate_kwargs={"do_sample": False, "max_new_tokens": 4 + 2 * MAX_DIGITS, **settings},
+        )
+        texts += [output["generated_text"].strip() for (output,) in outputs]
+    return texts
 
 
 def conversation(image, question: str) -> list[dict]:

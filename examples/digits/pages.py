@@ -188,7 +188,8 @@ class DigitPages(Dataset):
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getitem__(self, index: int) -> dict:
+    def draw(self, index: int) -> tuple[Page, list[str]]:
+        """The page of a row, without an image if the row has none, and its questions in order."""
         progress = min(1.0, index / (self.num_rows * self.growth)) if self.growth else 1.0
         rng = np.random.default_rng([self.seed, index])
         batch_rng = np.random.default_rng([self.seed, 2**32 + index // self.batch_size])
@@ -197,13 +198,18 @@ class DigitPages(Dataset):
         num_digits = int(rng.integers(1, 2 + int((MAX_DIGITS - 1) * progress)))
         if rng.random() < self.text_only_share:
             page = text_page(rng, num_digits)
-            beginning = [{"type": "text", "text": " / ".join(" ".join(map(str, line)) for line in page.lines)}]
         else:
             page = draw_page(self.samples, rng, grid, num_digits, augment=True)
-            beginning = [{"type": "image"}]
+        return page, rng.permutation(self.questions).tolist()
+
+    def __getitem__(self, index: int) -> dict:
+        page, questions = self.draw(index)
+        beginning = [{"type": "image"}]
+        if page.image is None:
+            beginning = [{"type": "text", "text": " / ".join(" ".join(map(str, line)) for line in page.lines)}]
         messages = []
-        for turn, question in enumerate(rng.permutation(self.questions)):
-            content = [*beginning[turn:], {"type": "text", "text": str(question)}]
+        for turn, question in enumerate(questions):
+            content = [*beginning[turn:], {"type": "text", "text": question}]
             answer = [{"type": "text", "text": page.answer(question)}]
             messages += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
         return {"messages": messages, "images": [] if page.image is None else [page.image]}

@@ -10,15 +10,20 @@ from pathlib import Path
 
 import pytest
 from helpers import make_image
-from transformers import Trainer
+from transformers import HfArgumentParser, Trainer
 
 from examples import memory
+from examples.digits.dpo import DPOArguments
+from examples.digits.evaluate import MODEL
+from examples.digits.grpo import GRPOArguments
+from examples.printed_numbers import data, scores
 from jvlm.training import finetune, formats
 
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", GUIDE, re.M | re.S)
+TRAINING_PROGRAMS = {"examples.digits.grpo": GRPOArguments, "examples.digits.dpo": DPOArguments}
 SMALL = ["--use_cpu", "--max_steps", "2", "--global_batch_size", "2", "--per_device_train_batch_size", "2"]
 SMALL += ["--max_new_tokens", "2", "--disable_tqdm", "true", "--eval_steps", "1", "--save_steps", "1"]
 
@@ -47,6 +52,13 @@ def run_command(line: str, folder: Path) -> None:
     module, *arguments = shlex.split(words[0])
     if module == "examples.memory":
         memory.main([*arguments, "--model_name_or_path", "my-jina-vlm"])
+    elif module in TRAINING_PROGRAMS:
+        # test_digits_with_trl.py runs them; here, that there are such arguments.
+        HfArgumentParser(TRAINING_PROGRAMS[module]).parse_args_into_dataclasses(args=arguments)
+    elif module == "examples.printed_numbers.data":
+        data.main([*arguments, "--num_train", "4", "--num_test", "2"])
+    elif module == "examples.printed_numbers.scores":
+        scores.main(arguments)
     elif program.startswith("accelerate launch"):
         # test_distributed.py runs the files; here, that there is such a file and such arguments.
         config = shlex.split(program)[3]
@@ -84,6 +96,7 @@ def test_blocks_run_in_order(folder):
             block.replace("range(200)", "range(20)")
             .replace("199.png", "19.png")
             .replace("max_steps=20", "max_steps=1")
+            .replace("examples/digits/model", str(MODEL))
         )
         if kind == "python":
             exec(compile(block, f"block {number}", "exec"), {"__name__": f"block {number}"})

@@ -1,15 +1,19 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-TRL's trainers for preferences and rewards, as they are: with images, several images and none, full and LoRA, given a
-model or its path.
+The trainer table of docs/training.md: `Trainer`, `JinaVLMTrainer` and TRL's trainers, as they are, with all weights
+and LoRA, with an image, several, none, and rows of all of these. TRL's trainers take the model, and for LoRA its path.
 """
+
+import re
+from itertools import product
+from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from helpers import encode_image, losses, make_image
-from peft import LoraConfig
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 from trl import (
     DPOConfig,
     DPOTrainer,
@@ -17,19 +21,24 @@ from trl import (
     GRPOTrainer,
     KTOConfig,
     KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
     RLOOConfig,
     RLOOTrainer,
     SFTConfig,
     SFTTrainer,
 )
 
-from jvlm.training import processor_for_trl
+from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainer, JinaVLMTrainingArguments, processor_for_trl
 
 
 # Images of the rows by name. The rows of a batch have different numbers of tiles.
 IMAGES = {"one": [1, 1, 1, 1], "several": [2, 1, 2, 1], "none": [0, 0, 0, 0], "mixed": [1, 0, 2, 0]}
 GENERATION = {"num_generations": 2, "max_completion_length": 4, "beta": 0.1, "per_device_train_batch_size": 4}
+OF_TRANSFORMERS = {"remove_unused_columns": False, "weight_decay": 0.0}
 TRAINERS = {
+    "trainer": (Trainer, TrainingArguments, OF_TRANSFORMERS),
+    "jinavlm": (JinaVLMTrainer, JinaVLMTrainingArguments, OF_TRANSFORMERS),
     "sft": (SFTTrainer, SFTConfig, {"max_length": None}),
     "dpo": (DPOTrainer, DPOConfig, {"max_length": None}),
     "kto": (KTOTrainer, KTOConfig, {"max_length": None}),
@@ -67,10 +76,11 @@ def data_set(kind: str, num_images: list[int]) -> datasets.Dataset:
         prompt = text("user", *[None] * count, f"Which image is darker {number}?")
         good, bad = text("assistant", "The first one."), text("assistant", "Her name is Ada.")
         columns = {
-            "sft": {"messages": prompt + good},
             "dpo": {"prompt": prompt, "chosen": good, "rejected": bad},
             "kto": {"prompt": prompt, "completion": good if number % 2 else bad, "label": bool(number % 2)},
-        }.get(kind, {"prompt": prompt})
+            "grpo": {"prompt": prompt},
+            "rloo": {"prompt": prompt},
+        }.get(kind, {"messages": prompt + good})
         rows.append({**columns, "images": [{"bytes": encode_image(image), "path": None} for image in images]})
     rows = datasets.Dataset.from_list(rows)
     return rows.cast_column("images", datasets.List(datasets.Image()))
@@ -82,7 +92,7 @@ def reward(completions, **kwargs) -> list[float]:
 
 @pytest.fixture
 def build_trainer(checkpoint, tmp_path):
-    """A function (kind, images, is_lora, **settings) that builds a trainer; LoRA takes the model by its path."""
+    """A function (kind, images, is_lora, **settings) that builds a trainer."""
 
     def build(kind: str, images: str, is_lora: bool = False, **settings):
         trainer_class, config_class, defaults = TRAINERS[kind]
@@ -98,49 +108,62 @@ def build_trainer(checkpoint, tmp_path):
             "bf16": False,
             "disable_tqdm": True,
         }
+        args, rows = config_class(**{**arguments, **defaults, **settings}), data_set(kind, IMAGES[images])
         processor = AutoProcessor.from_pretrained(checkpoint)
+        adapters = LoraConfig(r=2, target_modules="all-linear", modules_to_save=["connector"], task_type="CAUSAL_LM")
+        if trainer_class in (Trainer, JinaVLMTrainer):
+            model = AutoModelForImageTextToText.from_pretrained(checkpoint)
+            return trainer_class(
+                model=get_peft_model(model, adapters) if is_lora else model,
+                args=args,
+                train_dataset=rows,
+                data_collator=DataCollatorForJinaVLM(processor),
+            )
         is_generating = kind in ("grpo", "rloo")
         return trainer_class(
             model=checkpoint if is_lora else AutoModelForImageTextToText.from_pretrained(checkpoint),
-            args=config_class(**{**arguments, **defaults, **settings}),
-            train_dataset=data_set(kind, IMAGES[images]),
+            args=args,
+            train_dataset=rows,
             processing_class=processor_for_trl(processor) if is_generating else processor,
-            peft_config=LoraConfig(
-                r=2, target_modules="all-linear", modules_to_save=["connector"], task_type="CAUSAL_LM"
-            )
-            if is_lora
-            else None,
+            peft_config=adapters if is_lora else None,
             **({"reward_funcs": reward} if is_generating else {}),
         )
 
     return build
 
 
-# One cell of each row and column of the trainer table in docs/training.md; all of them were run by hand.
-@pytest.mark.parametrize(
-    ("kind", "images", "is_lora"),
-    [
-        ("sft", "mixed", True),
-        ("dpo", "mixed", False),
-        ("dpo", "several", True),
-        ("kto", "mixed", False),
-        ("kto", "one", True),
-        ("grpo", "mixed", False),
-        ("grpo", "one", True),
-        ("rloo", "several", False),
-        ("rloo", "none", True),
-    ],
-)
+@pytest.mark.parametrize(("kind", "images", "is_lora"), list(product(TRAINERS, IMAGES, [False, True])))
 def test_trainers_change_the_weights(build_trainer, kind, images, is_lora):
-    trainer = build_trainer(kind, images, is_lora)
+    trainer = build_trainer(kind, images, is_lora, max_steps=1)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     trainer.train()
-    assert len(losses(trainer)) == 2
+    assert len(losses(trainer)) == 1
     changed = {
         name for name, p in trainer.model.named_parameters() if name in before and not torch.equal(p, before[name])
     }
     assert any("language_model" in name for name in changed)
     assert any("vision_tower" in name for name in changed) == any(IMAGES[images])
+
+
+def test_the_trainer_table_is_complete():
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    table = guide[guide.index("| trainer | ") :].split("\n\n")[0].splitlines()
+    assert [cell.strip() for cell in table[0].split("|")[2:6]] == ["one image", "several", "none", "some rows without"]
+    named = {name for row in table[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == {trainer.__name__ for trainer, _, _ in TRAINERS.values()} | {"RewardTrainer"}
+    for row in table[2:]:
+        expected = "no" if "RewardTrainer" in row else "full, LoRA"
+        assert [cell.strip() for cell in row.split("|")[2:6]] == [expected] * 4
+
+
+def test_reward_trainer_refuses_a_model_without_a_classification_head(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="num_labels"):
+        RewardTrainer(
+            model=AutoModelForImageTextToText.from_pretrained(checkpoint),
+            args=RewardConfig(output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=False),
+            train_dataset=data_set("dpo", IMAGES["none"]),
+            processing_class=AutoProcessor.from_pretrained(checkpoint),
+        )
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
