@@ -76,7 +76,7 @@ def training_card(
         trainer ([`JinaVLMTrainer`]): its arguments, logs and answers go into the card.
         base (`str`, *optional*): folder or Hub id of the checkpoint it began with. Its licence becomes that of the
             new model. The name of a folder stays out of the card.
-        data_sets (`list[str]`, *optional*): names of the data sets; of files and folders only their last part is told.
+        data_sets (`list[str]`, *optional*): names of the data sets; of absolute paths only their last part is told.
         details (`dict[str, object]`, *optional*): further settings by name.
         license (`str`, *optional*): the licence, if it is not that of the base.
 
@@ -99,7 +99,7 @@ def training_card(
         datasets=[name for name in data_sets or [] if is_hub_id(name)] or None,
     )
     of_base = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "a JinaVLM checkpoint"
-    shown = ", ".join(f"`{name if is_hub_id(name) else Path(name).name}`" for name in data_sets or [])
+    shown = ", ".join(f"`{Path(name).name if Path(name).is_absolute() else name}`" for name in data_sets or [])
     sections = [
         f"# {name.split('/')[-1]}",
         f"{'LoRA adapters for' if is_adapter else 'A fine-tuned version of'} {of_base}"
@@ -144,7 +144,9 @@ def _evaluation(trainer: JinaVLMTrainer, metrics: dict[str, float]) -> str:
     if not metrics:
         return "## Evaluation\n\nNone: no rows were held out."
     lines = ["## Evaluation", "", "| metric | value |", "|---|---:|"]
-    lines += [f"| {key.removeprefix('eval_').replace('_', ' ')} | {value:.4g} |" for key, value in metrics.items()]
+    for key, value in metrics.items():
+        shown_value = f"{value:.1%}" if key.endswith(f"_{trainer.score_name}") else f"{value:.4g}"
+        lines.append(f"| {key.removeprefix('eval_').replace('_', ' ')} | {shown_value} |")
     for prefix, answers in getattr(trainer, "answers", {}).items():
         of_set = prefix.removeprefix("eval").strip("_")
         lines += ["", f"{len(answers)} generated answers{f' of {of_set}' if of_set else ''}, greedy."]
@@ -164,6 +166,7 @@ def _training(trainer: JinaVLMTrainer, details: dict[str, object]) -> str:
     args = trainer.args
     settings = {
         "steps": trainer.state.global_step,
+        "epochs": None if trainer.state.epoch is None else f"{trainer.state.epoch:.4g}",
         "rows per step": trainer.get_total_train_batch_size(args),
         **trainer._recipe(),
         "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),

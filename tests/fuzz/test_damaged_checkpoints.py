@@ -147,7 +147,7 @@ def outputs(folder: Path, image, model_class=AutoModelForImageTextToText) -> lis
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
         with torch.inference_mode():
-            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=5)
+            tokens = model.generate(**inputs, do_sample=False, max_new_tokens=5, return_dict_in_generate=False)
             results += [inputs["input_ids"], inputs["pixel_values"], model(**inputs).logits, tokens]
     return results
 

@@ -70,7 +70,8 @@ def reference_tiles(image: torch.Tensor, geometry: TileGeometry, settings: dict,
 
 # Exactly these errors are documented for an image that cannot be used.
 DOCUMENTED = re.compile(
-    r"Image 0: (.* cannot be decoded( as base64)? \(\w+: .*\); check .*|.* raise PIL\.Image\.MAX_IMAGE_PIXELS .*"
+    r"Image 0: (.* cannot be decoded \(\w+: .*\); check .*"
+    r"|.* and not an image in base64( \(\w+: .*\))?; check .*|.* raise PIL\.Image\.MAX_IMAGE_PIXELS .*"
     r"|.*`max_aspect_ratio`.*|.* is empty; .*|.* values that are not finite .*|.* values from .* to .*)",
     re.DOTALL,
 )
@@ -293,7 +294,8 @@ def test_mutated_files_of_every_format(small_tiles, small_limit, tmp_path):
 def test_files(processor, tmp_path_factory, data):
     """Intact and damaged files give the tiles of the image that Pillow decodes."""
     kind, _, content = data.draw(st.sampled_from(image_files()))
-    if data.draw(st.booleans()):
+    is_damaged = data.draw(st.booleans())
+    if is_damaged:
         content = mutate(content, data.draw(st.randoms(use_true_random=False)))
     settings, (way, give) = data.draw(image_settings()), data.draw(st.sampled_from([*WAYS.items(), *OPENED.items()]))
     path = tmp_path_factory.getbasetemp() / "image"
@@ -308,7 +310,7 @@ def test_files(processor, tmp_path_factory, data):
         event(f"{kind} {way}, {'rejected' if expected is None else 'decoded'}")
         if expected is None:
             assert_rejected(processor, [image], settings)
-        else:
+        elif not (is_damaged and kind == "TIFF"):  # libtiff leaves pixels that it cannot decode uninitialised
             assert_tiles(processor, [image], [expected], settings)
 
 

@@ -121,7 +121,7 @@ def test_finetuning_writes_model_log_answers_and_card(checkpoint, rows_folder, t
         "| rows per step | 2 |",
         "| max crops | 5 |",
         "| recipe | full |",
-        f"| exact answers | {metrics['eval_exact_answers']:.4g} |",
+        f"| exact answers | {metrics['eval_exact_answers']:.1%} |",
         "| Which image is darker 7 0? | 2 |",
         "Licence: cc-by-nc-4.0",
     ):
