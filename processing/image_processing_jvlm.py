@@ -138,6 +138,7 @@ class JinaVLMImageProcessor(PilBackend):
     resize_in_float32 = False
 
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
+        _refuse_misspelt(kwargs, self.valid_kwargs)
         super().__init__(**kwargs)
         _geometry(self._checked_settings(None))
 
@@ -156,10 +157,7 @@ class JinaVLMImageProcessor(PilBackend):
         Raises:
             ValueError: for a setting with a wrong value, and for a keyword that looks like a misspelt setting.
         """
-        settings = sorted(cls.valid_kwargs.__annotations__)
-        for name in kwargs.keys() - set(settings):  # Transformers ignores unknown keywords here.
-            if similar := difflib.get_close_matches(name, settings, n=1, cutoff=0.85):
-                raise ValueError(f"`{name}` is not a setting of the image processor; did you mean `{similar[0]}`?")
+        _refuse_misspelt(kwargs, cls.valid_kwargs)  # Transformers ignores unknown keywords here.
         return super().from_dict(read_image_processor(image_processor_dict), **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any, timeout: float = 30.0) -> Any:
@@ -324,6 +322,14 @@ class JinaVLMImageProcessor(PilBackend):
             "image_grids": torch.tensor(grids),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _refuse_misspelt(kwargs: dict[str, Any], valid_kwargs: type):
+    """Raises if a keyword looks like a misspelt setting."""
+    settings = sorted(valid_kwargs.__annotations__)
+    for name in kwargs.keys() - set(settings):
+        if similar := difflib.get_close_matches(name, settings, n=1, cutoff=0.85):
+            raise ValueError(f"`{name}` is not a setting of the image processor; did you mean `{similar[0]}`?")
 
 
 def _warn_about_white(pixel_values: torch.Tensor, do_rescale: bool, do_normalize: bool):

@@ -123,7 +123,7 @@ def check_chat(processor: ProcessorMixin, conversations: Any, template: str, kwa
     given = {name: kwargs[name] for name in others}
     if kwargs.get("processor_kwargs") is not None:
         given |= _keywords(kwargs, "processor_kwargs")
-    given.pop("images", None)
+    has_images = _is_given(given.pop("images", None))
     _check_keywords(processor, given)
     first = conversations[0] if isinstance(conversations, (list, tuple)) and conversations else None
     is_batch = isinstance(first, (list, tuple)) or hasattr(first, "messages")
@@ -135,6 +135,8 @@ def check_chat(processor: ProcessorMixin, conversations: Any, template: str, kwa
         for number, message in enumerate(messages):
             if problem := _problem(message, template):
                 raise ValueError(f"Message {number}{place} {problem}.")
+            if has_images and _names_an_image(message):
+                raise ValueError(f"Message {number}{place} has an image, and `images` was passed; give images once.")
 
 
 def _problem(message: Any, template: str) -> str | None:
@@ -163,6 +165,12 @@ def _problem(message: Any, template: str) -> str | None:
     return next((problem for problem in problems if problem), None)
 
 
+def _names_an_image(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, Mapping) else None
+    parts = content if isinstance(content, (list, tuple)) else []
+    return any(part.get(key) is not None for part in parts if isinstance(part, Mapping) for key in _IMAGE_KEYS)
+
+
 def _problem_of_part(part: Any, role: str, template: str) -> str | None:
     if not isinstance(part, Mapping):
         is_object = _TAKES_OBJECTS and hasattr(part, "type")
@@ -177,6 +185,8 @@ def _problem_of_part(part: Any, role: str, template: str) -> str | None:
         return "is the assistant's and has an image; put the image into a message of the user"
     if kind == "text" and not isinstance(part.get("text"), str):
         return f"has a text part without a text: {shown(part)}; add the `text`"
+    if is_image and part.get("text"):
+        return 'has an image part with a `text`; make the text a part of its own, with "type": "text"'
     images = [key for key in _IMAGE_KEYS if part.get(key) is not None]
     if len(images) > is_image:
         fix = "give an image once" if is_image else 'make it a part of its own, with "type": "image"'

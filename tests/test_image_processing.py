@@ -561,6 +561,11 @@ def test_published_settings(release):
     assert image_processor.resize_in_float32 is False
 
 
+def test_misspelt_settings_of_a_new_image_processor():
+    with pytest.raises(ValueError, match=r"`max_crop` is not a setting.*did you mean `max_crops`"):
+        JinaVLMImageProcessor(max_crop=3)
+
+
 @pytest.mark.parametrize("load", [AutoImageProcessor, AutoProcessor])
 def test_misspelt_settings_of_from_pretrained(release, load):
     """Transformers ignores keywords that it does not know."""

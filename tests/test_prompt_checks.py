@@ -188,6 +188,7 @@ PARTS = {
     "text is a list": ({"type": "text", "text": ["Who?"]}, "has a text part without a text"),
     "string": ("Who?", 'has the part \'Who\\?\'; write {"type": "text"'),
     "two images": ({"type": "image", "image": IMAGE, "url": "a"}, "has .* `image` and `url`; give an image once"),
+    "image and text": ({"type": "image", "image": IMAGE, "text": "Who?"}, "has an image part with a `text`; make the"),
     "text and image": ({**TEXT, "image": IMAGE}, "has .* 'text' with `image`; make it a part of its own"),
 }
 FAULTS |= {
@@ -307,3 +308,13 @@ def test_errors_outside_of_the_template_stay_as_they_are(processor):
     with pytest.raises((ValueError, OSError), match=r"absent\.png") as error:
         processor.apply_chat_template(messages, **TOKENIZE)
     assert "chat template" not in str(error.value)
+
+
+@pytest.mark.parametrize("way", ["keyword", "processor_kwargs"])
+def test_images_are_given_once(processor, way):
+    """`images` would replace those of the messages."""
+    images = {"images": [IMAGE]}
+    kwargs = {"processor_kwargs": images} if way == "processor_kwargs" else images
+    chat = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, TEXT]}]
+    with pytest.raises(ValueError, match="Message 0 has an image, and `images` was passed; give images once"):
+        processor.apply_chat_template(chat, **TOKENIZE, **kwargs)

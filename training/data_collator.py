@@ -301,4 +301,6 @@ def _describe(row: dict) -> str:
         content = message.get("content") if isinstance(message, dict) else None
         parts = content if isinstance(content, (list, tuple)) else [{"text": content}]
         texts += [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not texts and isinstance(row, dict):  # of another format
+        texts = [value for value in row.values() if isinstance(value, str) and value.strip()][:1]
     return f"which begins with {' '.join(texts).strip()[:60]!r}"

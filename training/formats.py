@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from glob import glob
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -45,6 +46,7 @@ COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the images of an ImageFolder
 ROLES = {"human": "user", "gpt": "assistant"}  # names of ShareGPT and LLaVA
 IMAGE_COLUMNS = ("images", "image")
+_IMAGE_NAME = re.compile("image|img|photo|picture", re.IGNORECASE)
 DATA_SET = "__data_set__"  # the column that names the data set of a row, where there are several
 
 
@@ -166,7 +168,7 @@ class RowFormat:
         return cls(image_folder=image_folder, **{"name": path, **kwargs})
 
     def __call__(self, row: dict) -> dict:
-        row = self._named_columns(row)
+        given, row = row, self._named_columns(row)
         messages = [
             {key: value for key, value in message.items() if value is not None or key == "content"}
             if isinstance(message, dict)
@@ -176,7 +178,24 @@ class RowFormat:
         images = self._images(row)
         if images and self.text_only:
             raise ValueError(f"{self.name} is `text_only`, but has a row with images.")
-        return {"messages": self._place_images(messages, len(images)), "images": images}
+        messages = self._place_images(messages, len(images))
+        if not (images or self.text_only or _has_image(messages)):
+            self._check_unread_columns(given)
+        return {"messages": messages, "images": images}
+
+    def _check_unread_columns(self, row: dict) -> None:
+        """Raises a `ValueError` if a row without images has a column that may hold one."""
+        for column, value in row.items():
+            is_read = column in IMAGE_COLUMNS or column in self.columns.values() or column in TARGETS
+            if (
+                not is_read
+                and _IMAGE_NAME.search(column)
+                and not (_is_empty(value) or isinstance(value, (int, float)))
+            ):
+                raise ValueError(
+                    f"The row has no images, but a column {column!r}, which is not read. If it holds the image, use "
+                    f"--dataset_columns image={column}, otherwise remove it."
+                )
 
     def detect(self, row: dict) -> str:
         """The name of the format of a row, a key of `FORMATS`. Raises a `ValueError` that lists what was found."""
@@ -286,6 +305,10 @@ class RowFormat:
             for index, text in enumerate(texts):
                 split += [{"type": "image"}] * (index > 0) + [{"type": "text", "text": text}] * bool(text)
         return split
+
+
+def _has_image(messages: list[dict]) -> bool:
+    return any(part.get("type") != "text" for message in messages for part in message.get("content") or [])
 
 
 def _is_empty(images) -> bool:
@@ -490,11 +513,28 @@ def _range(part: str, num_rows: int) -> range:
     return range(num_rows)[instruction.from_ : instruction.to]
 
 
+def _files_of(name: str, split: str) -> set[Path]:
+    """The local files of a split. None of a data set of the Hub, or if the files cannot be told."""
+    try:
+        patterns = (_local_files(name, split) or {"data_files": {}})["data_files"].get(split, [])
+    except (OSError, ValueError):  # `load_rows` reports it
+        return set()
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    files = (file for pattern in patterns for file in (glob(pattern, recursive=True) if "*" in pattern else [pattern]))
+    return {Path(file).resolve() for file in files if Path(file).is_file()}
+
+
 def check_test_rows(
     train_name: str, train_split: str, test_name: str, test_split: str, config: str | None = None
 ) -> None:
     """Raises a `ValueError` if rows to evaluate on are among those to train on."""
     if Path(train_name).resolve() != Path(test_name).resolve():
+        for (trained, _), (held_out, _) in product(_parts(train_split), _parts(test_split)):
+            if shared := _files_of(train_name, trained) & _files_of(test_name, held_out):
+                raise ValueError(
+                    f"{min(shared)} is among the files of {train_name} to train on and of {test_name} to evaluate on; "
+                    "name other files."
+                )
         return
     for (name, trained), (test, held_out) in product(_parts(train_split), _parts(test_split)):
         if name != test:

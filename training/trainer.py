@@ -125,7 +125,10 @@ class JinaVLMTrainingArguments(TrainingArguments):
     )
     # `None` where Transformers has a number, to tell a given value from none.
     learning_rate: float | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Learning rate of modules without their own. Default: the stage's, or 5e-5."}
+        default=None,
+        metadata={
+            "help": "Learning rate of modules without their own. Default: that of the stage or recipe, or 5e-5."
+        },
     )
     warmup_steps: float | None = field(  # type: ignore[assignment]
         default=None,

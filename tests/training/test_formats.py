@@ -409,6 +409,42 @@ def test_slices_with_rows_in_common_are_found(tmp_path, trained, held_out, is_er
     assert f"the split {trained!r} to train on" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("trained", "held_out", "is_error"),
+    [
+        ("train.jsonl", "tra*.jsonl", True),
+        ("*.jsonl", "train.jsonl", True),
+        (".", "train.jsonl", True),
+        (".", "dev.jsonl", False),
+        ("train.jsonl", "dev.jsonl", False),
+    ],
+)
+def test_files_in_common_are_found(tmp_path, trained, held_out, is_error):
+    for split in ("train", "dev"):
+        write_lines(tmp_path / f"{split}.jsonl", [question_row("a.png")] * 10)
+    names = (str(tmp_path / trained), "train", str(tmp_path / held_out), "train")
+    if is_error:
+        with pytest.raises(
+            ValueError, match=r"train.jsonl is among the files of .* to train on and of .*; name other"
+        ):
+            check_test_rows(*names)
+    else:
+        check_test_rows(*names)
+
+
+@pytest.mark.parametrize("column", ["img", "image_path", "Photo"])
+def test_columns_that_may_hold_the_image_are_not_left_out(column):
+    """The model would be trained without it."""
+    row = {"question": "Q?", "answer": "A."}
+    match = f"no images, but a column '{column}', which is not read.*--dataset_columns image={column}"
+    for read in (RowFormat(), RowFormat(columns={"question": "question", "answer": "answer"})):
+        with pytest.raises(ValueError, match=match):
+            read({**row, column: "a.png"})
+        assert read({**row, column: None, "image_id": 7})["images"] == []
+    assert RowFormat(columns={"image": column})({**row, column: "QUJD"})["images"] == ["QUJD"]
+    assert RowFormat(text_only=True)({**row, column: "a.png"})["images"] == []
+
+
 # Images
 
 
