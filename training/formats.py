@@ -27,10 +27,12 @@ from datasets import (
 )
 from datasets.data_files import NON_WORDS_CHARS, SPLIT_KEYWORDS
 from transformers import ProcessorMixin
+from transformers.utils import logging
 
 from .data_collator import DataCollatorForJinaVLM, content_parts
 
 
+logger = logging.get_logger(__name__)
 # Builders of 🤗 Datasets by file extension. CSV is read as text, so that an answer "007" or "None" stays what it is.
 BUILDERS = {
     ".json": "json",
@@ -47,6 +49,8 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # beside the 
 ROLES = {"human": "user", "gpt": "assistant"}  # names of ShareGPT and LLaVA
 IMAGE_COLUMNS = ("images", "image")
 _IMAGE_NAME = re.compile("image|img|photo|picture", re.IGNORECASE)
+# A feature of 🤗 Datasets for strings beside other values. Parts of a message may be objects with different keys.
+_MIXED = re.compile(r"^Json\(|'(content|value|user|assistant)': Json\(")
 DATA_SET = "__data_set__"  # the column that names the data set of a row, where there are several
 
 
@@ -409,6 +413,12 @@ def load_rows(
         options = _local_files(name, split) or {"path": name, "name": config}
         rows = load_dataset(**options, split=split, streaming=streaming)
     for column, feature in (rows.features or {}).items():
+        if column in TARGETS and _MIXED.search(str(feature)):
+            logger.warning_once(
+                f"The column `{column}` of {name} has strings beside lists or objects. 🤗 Datasets reads its strings "
+                'as JSON: "007" becomes the number 7, and quotes around a text are lost. Write all of them as lists '
+                "of parts."
+            )
         # The collator decodes the images, in the workers of the DataLoader.
         if isinstance(feature, Image):
             rows = rows.cast_column(column, Image(decode=False))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import encode_image, make_image
 
-from jvlm.training import DataCollatorForJinaVLM
+from jvlm.training import DataCollatorForJinaVLM, formats
 from jvlm.training.formats import FORMATS, RowCollator, RowFormat, check_test_rows, load_rows
 
 
@@ -443,6 +443,23 @@ def test_columns_that_may_hold_the_image_are_not_left_out(column):
         assert read({**row, column: None, "image_id": 7})["images"] == []
     assert RowFormat(columns={"image": column})({**row, column: "QUJD"})["images"] == ["QUJD"]
     assert RowFormat(text_only=True)({**row, column: "a.png"})["images"] == []
+
+
+def test_contents_of_two_kinds_are_warned_about(folder, monkeypatch):
+    """Datasets reads the strings of such a column as JSON, which cannot be told from texts afterwards."""
+    warnings: list[str] = []
+    monkeypatch.setattr(formats.logger, "warning_once", warnings.append)
+    answer = {"role": "assistant", "content": "007"}
+    for messages, is_mixed in ((MESSAGES, False), ([MESSAGES[0], answer], True)):
+        write_lines(folder / "rows.jsonl", [{"messages": messages, "images": ["a.png"]}])
+        try:
+            rows = load_rows(str(folder / "rows.jsonl"))
+        except datasets.exceptions.DatasetGenerationError:  # of older versions
+            assert is_mixed
+            continue
+        assert len(warnings) == is_mixed
+        assert ("'content': Json(" in str(rows.features)) == is_mixed
+    assert all("`messages` of" in warning and "lists of parts" in warning for warning in warnings)
 
 
 # Images
