@@ -99,7 +99,7 @@ def test_the_run_of_the_guide(numbers, tmp_path, capsys):
     finetune.main([*words, "--max_new_tokens", "2", "--disable_tqdm", "true"])
     card = (output / "README.md").read_text()
     results = json.loads((output / "eval_results.json").read_text())
-    assert f"| exact answers | {results['eval_exact_answers']:.4g} |" in card
+    assert f"| exact answers | {results['eval_exact_answers']:.1%} |" in card
     assert f"| {READ} | 6 |" in card
     assert str(tmp_path) not in card
     capsys.readouterr()
