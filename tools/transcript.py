@@ -55,6 +55,7 @@ def run_page(text: str, folder: Path) -> Iterator[Step]:
         "PYTHONWARNINGS": "ignore",
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "80",
+        "LC_ALL": "C.UTF-8",
     }
     for block in _BLOCK.findall(text):
         for command, shown in _COMMAND.findall(block):
