@@ -260,8 +260,8 @@ def by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _refuse(path: str, value: Any, reason: str) -> ValueError:
     return ValueError(
-        f"`{path}` is {shown(value)} in this published checkpoint: {reason}. The file was changed, or it needs other "
-        "model code."
+        f"`{path}` is {shown(value)} in this published checkpoint: {reason}. The file was changed, or the "
+        "checkpoint needs other model code."
     )
 
 

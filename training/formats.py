@@ -190,7 +190,7 @@ class RowFormat:
     def _check_unread_columns(self, row: dict) -> None:
         """Raises a `ValueError` if a row without images has a column that may hold one."""
         for column, value in row.items():
-            is_read = column in IMAGE_COLUMNS or column in self.columns.values() or column in TARGETS
+            is_read = column in self.columns.values() or column in TARGETS
             if (
                 not is_read
                 and _IMAGE_NAME.search(column)
@@ -539,8 +539,8 @@ def check_test_rows(
 ) -> None:
     """Raises a `ValueError` if rows to evaluate on are among those to train on."""
     if Path(train_name).resolve() != Path(test_name).resolve():
-        for (trained, _), (held_out, _) in product(_parts(train_split), _parts(test_split)):
-            if shared := _files_of(train_name, trained) & _files_of(test_name, held_out):
+        for (name, _), (test, _) in product(_parts(train_split), _parts(test_split)):
+            if shared := _files_of(train_name, name) & _files_of(test_name, test):
                 raise ValueError(
                     f"{min(shared)} is among the files of {train_name} to train on and of {test_name} to evaluate on; "
                     "name other files."

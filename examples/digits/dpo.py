@@ -18,12 +18,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser, set_seed
 from trl import DPOConfig, DPOTrainer
 
-from jvlm.training import last_complete_checkpoint
-
 from .comparison import compare, markdown
 from .evaluate import MODEL, ask, rows_of
 from .pages import Page, held_out_pages
-from .questions import ASKED, completion, log_probabilities, prompt, uncertain_questions
+from .questions import ASKED, completion, load, log_probabilities, prompt, run, settings, uncertain_questions
 
 
 Pairs = tuple[list[tuple[Page, str]], list[str]]  # questions, and a wrong answer to each
@@ -62,27 +60,15 @@ def train(args: DPOArguments) -> DPOTrainer:
     """Trains the model and saves it with its processor in a subfolder of `args.output_dir`."""
     output = args.output_dir / f"seed-{args.seed}"
     set_seed(args.seed)
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="float32")
-    model.model.vision_tower.requires_grad_(False)
+    model, processor = load(args.model)
     pairs = wrong_answers(args.model, uncertain_questions(model, processor, args.num_questions, args.seed))
     trainer = DPOTrainer(
         model=model,
         args=DPOConfig(
-            output_dir=str(output),
-            max_steps=args.steps,
+            **settings(args, output, args.seed),
             per_device_train_batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            warmup_steps=min(10, args.steps // 2),
             beta=args.beta,
             max_length=None,
-            bf16=False,
-            gradient_checkpointing=False,
-            logging_steps=10,
-            save_steps=args.save_steps,
-            save_total_limit=1,
-            report_to="none",
-            seed=args.seed,
         ),
         train_dataset=datasets.Dataset.from_list(
             [
@@ -97,9 +83,7 @@ def train(args: DPOArguments) -> DPOTrainer:
         ),
         processing_class=processor,
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
-    trainer.save_model()
-    trainer.save_state()
+    run(trainer)
     return trainer
 
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-from transformers import AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 from trl import GRPOConfig, GRPOTrainer
 
-from jvlm.training import last_complete_checkpoint, processor_for_trl
+from jvlm.training import processor_for_trl
 
 from .comparison import compare, markdown
 from .evaluate import MODEL
 from .pages import MAX_DIGITS
-from .questions import prompt, uncertain_questions
+from .questions import load, prompt, run, settings, uncertain_questions
 
 
 @dataclass
@@ -48,28 +48,16 @@ def exact_match(completions: list[list[dict]], answer: list[str], **kwargs) -> l
 def train(args: GRPOArguments, seed: int) -> GRPOTrainer:
     """Trains the model and saves it with its processor in a subfolder of `args.output_dir`."""
     output = args.output_dir / f"seed-{seed}"
-    processor = AutoProcessor.from_pretrained(args.model)
-    model = AutoModelForImageTextToText.from_pretrained(args.model, dtype="float32")
-    model.model.vision_tower.requires_grad_(False)
+    model, processor = load(args.model)
     rows = uncertain_questions(model, processor, args.steps * args.prompts_per_step, seed)
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=exact_match,
         args=GRPOConfig(
-            output_dir=str(output),
-            max_steps=args.steps,
+            **settings(args, output, seed),
             per_device_train_batch_size=args.prompts_per_step * args.num_generations,
             num_generations=args.num_generations,
             max_completion_length=4 + 2 * MAX_DIGITS,
-            learning_rate=args.learning_rate,
-            warmup_steps=min(10, args.steps // 2),
-            bf16=False,
-            gradient_checkpointing=False,
-            logging_steps=10,
-            save_steps=args.save_steps,
-            save_total_limit=1,
-            report_to="none",
-            seed=seed,
         ),
         train_dataset=datasets.Dataset.from_list(
             [
@@ -79,9 +67,7 @@ def train(args: GRPOArguments, seed: int) -> GRPOTrainer:
         ),
         processing_class=processor_for_trl(processor),
     )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
-    trainer.save_model()
-    trainer.save_state()
+    run(trainer)
     return trainer
 
 

@@ -1,11 +1,14 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Questions about training pages for TRL's trainers, and how sure a model is of answers."""
+"""What the programs with TRL's trainers share: questions, how sure a model is of answers, settings, the run itself."""
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
 
-from jvlm.training import DataCollatorForJinaVLM
+from jvlm.training import DataCollatorForJinaVLM, last_complete_checkpoint
 
 from .pages import COUNT, READ, DigitPages, Page
 
@@ -64,3 +67,34 @@ def uncertain_questions(
         is_uncertain = (bounds[0] <= right) & (right <= bounds[1])
         kept += [row for row, keep in zip(rows, is_uncertain, strict=True) if keep]
     return kept[:num_rows]
+
+
+def load(folder: Path) -> tuple:
+    """The model to train, with a frozen vision tower, and its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
+    model.model.vision_tower.requires_grad_(False)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def settings(args: Any, output: Path, seed: int) -> dict[str, Any]:
+    """The training arguments that do not depend on the method."""
+    return {
+        "output_dir": str(output),
+        "max_steps": args.steps,
+        "learning_rate": args.learning_rate,
+        "warmup_steps": min(10, args.steps // 2),
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 10,
+        "save_steps": args.save_steps,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "seed": seed,
+    }
+
+
+def run(trainer: Trainer) -> None:
+    """Trains from the last complete checkpoint on, and saves model, processor and state."""
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(trainer.args.output_dir))
+    trainer.save_model()
+    trainer.save_state()
