@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Draws the input of the model for an image: its tiles, their overlaps and the thumbnail; and where answers come from."""
+"""Draws the input of the model for an image, its tiles and thumbnail, and where in the image an answer comes from."""
 
 import colorsys
 from itertools import accumulate
@@ -113,20 +113,22 @@ def draw_evidence(
         font (`str`, *optional*): path of a TrueType font for the text. Pillow's default font only has Latin letters.
 
     Returns:
-        `PIL.Image.Image`: an RGB image: the image in grey, red where the attention is, the strongest place in a circle.
+        `PIL.Image.Image`: an RGB image. It shows the image in grey, the attention in red, and a circle around the
+        strongest place.
 
     Raises:
         OSError: if `font` cannot be read.
         ValueError: if the image cannot be read or `evidence` has another size.
     """
-    image = processor.image_processor.fetch_images(image)
-    if evidence.shape != (image.height, image.width):
-        raise ValueError(f"`evidence` has the shape {evidence.shape}, but the image {(image.height, image.width)}.")
-    is_wide = image.width > 2 * image.height
-    scale = _scale(_fitting(image, is_wide))
+    pixels: PIL.Image.Image = processor.image_processor.fetch_images(image)
+    height, width = pixels.height, pixels.width
+    if evidence.shape != (height, width):
+        raise ValueError(f"`evidence` has the shape {evidence.shape}, but the image {(height, width)}.")
+    is_wide = width > 2 * height
+    scale = _scale(_fitting(pixels, is_wide))
     strength = evidence / evidence.max() if evidence.max() > 0 else evidence
     alpha = PIL.Image.fromarray((strength * 170).round().astype(np.uint8))
-    overlay = PIL.Image.composite(PIL.Image.new("RGB", image.size, _RED), image.convert("L").convert("RGB"), alpha)
+    overlay = PIL.Image.composite(PIL.Image.new("RGB", pixels.size, _RED), pixels.convert("L").convert("RGB"), alpha)
     overlay = _resized(overlay, scale)
     x, y = (place * scale for place in strongest_place(evidence))
     draw, radius = ImageDraw.Draw(overlay), max(14, min(overlay.size) // 16)
@@ -279,8 +281,9 @@ def _legend(entries: list[tuple[PIL.Image.Image, str]], width: int, font: str | 
 
 def _paste(parts: list[tuple[PIL.Image.Image, tuple[int, int]]]) -> PIL.Image.Image:
     """Images at their places (left, top) on a white background that just holds them."""
-    size = [max(left + image.width for image, (left, _) in parts), max(top + image.height for image, (_, top) in parts)]
-    paper = PIL.Image.new("RGB", tuple(size), _WHITE)
+    width = max(left + image.width for image, (left, _) in parts)
+    height = max(top + image.height for image, (_, top) in parts)
+    paper = PIL.Image.new("RGB", (width, height), _WHITE)
     for image, place in parts:
         paper.paste(image, place)
     return paper

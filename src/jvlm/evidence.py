@@ -124,16 +124,17 @@ def measure_evidence(
     max_new_tokens: int = 64,
 ) -> EvidenceMeasurement:
     """
-    Measures how often the strongest place of the evidence lies in the right box. The decoder layer is chosen on other
-    rows, such as training data. A row is an image, a question, and the boxes in which the answer is written: left, top,
-    right and bottom, in whole pixels of the image. The model answers every question greedily; the right box counts,
-    whether or not the answer is right. An empty answer has no evidence and counts as a miss.
+    Measures how often the strongest place of the evidence lies in the right box.
+
+    A row is an image, a question, and the boxes in which the answer is written: left, top, right and bottom, in whole
+    pixels of the image. The model answers every question greedily. The box counts, whether or not the answer is right.
+    An empty answer has no evidence and counts as a miss.
 
     Args:
         model ([`JinaVLMForConditionalGeneration`]): the model.
         processor ([`JinaVLMProcessor`]): its processor.
-        choice_rows (`Iterable[tuple]`): rows on which to choose the layer.
-        rows (`Iterable[tuple]`): rows to measure on.
+        choice_rows (`Iterable[tuple]`): rows on which the decoder layer is chosen, such as training data.
+        rows (`Iterable[tuple]`): other rows, to measure on.
         data (`str`): what `rows` are, for captions.
         max_new_tokens (`int`, *optional*, defaults to 64): maximum length of an answer.
 
@@ -148,7 +149,7 @@ def measure_evidence(
 
 
 def _count_hits(model, processor, rows, layers, max_new_tokens, title) -> tuple[np.ndarray, float, int]:
-    """The number of rows whose strongest place is right, by layer; the share for a random place; the number of rows."""
+    """The number of hits by layer, the share of hits of a random place, and the number of rows."""
     hits, chances = np.zeros(len(layers), int), []
     for image, question, boxes in logging.tqdm(list(rows), desc=title, unit="question"):
         image = processor.image_processor.fetch_images(image)
@@ -197,10 +198,10 @@ def _find_evidence(
     ids = inputs["input_ids"][0]
     is_answer = torch.as_tensor(inputs.pop("assistant_masks"))[0].bool()
     is_answer &= ~torch.isin(ids, torch.tensor(processor.tokenizer.all_special_ids))
-    if not is_answer.any():
+    if not answer.strip() or not is_answer.any():
         raise ValueError(
-            f"The prompt has no tokens of the answer {answer!r}. It must not be empty, and the chat template must mark "
-            "answers by `{% generation %}`."
+            f"The prompt has no tokens of the answer {answer!r}. It must not be empty, and the chat template must "
+            "mark answers by `{% generation %}`."
         )
     before = is_answer.nonzero()[:, 0] - 1  # a token is predicted where the token before it is read
     by_token, by_patch = _attention(model, inputs, before, layers)  # [layers, tokens], [tokens, patches of a window]

@@ -32,9 +32,7 @@ def main(argv: list[str] | None = None) -> int | None:
     return None if run(parser, ask, argv) else 1
 
 
-def ask(
-    images: list[str], question: str, tiles: Path | None = None, evidence: Path | None = None, **options
-) -> str:
+def ask(images: list[str], question: str, tiles: Path | None = None, evidence: Path | None = None, **options) -> str:
     """
     Asks a question about images and prints the answer. Draws the tiles of each image if `tiles` is a path, and where
     the answer comes from if `evidence` is one.
@@ -43,8 +41,8 @@ def ask(
         `str`: the answer.
 
     Raises:
-        OSError, ValueError: if the checkpoint or an image cannot be read, or a drawing cannot be written; if `evidence`
-            is asked for with several images, or for a checkpoint without a measurement of it.
+        OSError, ValueError: if the checkpoint or an image cannot be read or a drawing cannot be written, and if
+            `evidence` is given with several images or for a checkpoint without a measurement of it.
     """
     if evidence is not None and len(images) != 1:
         raise ValueError(f"--evidence needs exactly one image, got {len(images)}.")
