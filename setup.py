@@ -2,7 +2,7 @@
 """
 Settings are in pyproject.toml. This file does what they cannot say:
 
-- In checkouts without symbolic links, Git writes those of src/jvlm as text files. There the packages are taken from the
+- In checkouts without symbolic links, Git writes those of src/jvlm as text files. There the packages are those in the
   top-level folders that the links name.
 - On a package index, relative links of README.md lead nowhere. They lead to `Repository` of the project's URLs, or
   become plain text where it is not set.
@@ -29,7 +29,7 @@ def readme(root: Path) -> str:
     """README.md without relative links."""
     urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
     link = rf"[\1]({urls['Repository']}/blob/main/\2)" if "Repository" in urls else r"\1"
-    return re.sub(r"\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (root / "README.md").read_text(encoding="utf-8"))
+    return re.sub(r"!?\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (root / "README.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
