@@ -1,9 +1,15 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Everything is in pyproject.toml. This file is for checkouts without symbolic links, where Git writes those of src/jvlm
-as text files: there the packages are taken from the top-level folders that the links name.
+Settings are in pyproject.toml. This file does what they cannot say:
+
+- In checkouts without symbolic links, Git writes those of src/jvlm as text files. There the packages are those in the
+  top-level folders that the links name.
+- On a package index, relative links of README.md lead nowhere. They lead to `Repository` of the project's URLs, or
+  become plain text where it is not set.
 """
 
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -19,6 +25,18 @@ class Unlinked(Distribution):
         self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli"}
 
 
+def readme(root: Path) -> str:
+    """README.md without relative links."""
+    urls = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls", {})
+    link = rf"[\1]({urls['Repository']}/blob/main/\2)" if "Repository" in urls else r"\1"
+    return re.sub(r"!?\[([^]]+)\]\((?!https?:)([^)]+)\)", link, (root / "README.md").read_text(encoding="utf-8"))
+
+
 if __name__ == "__main__":
-    linked = Path(__file__).with_name("src").joinpath("jvlm", "modeling").is_dir()
-    setup(distclass=Distribution if linked else Unlinked)
+    root = Path(__file__).parent
+    linked = (root / "src" / "jvlm" / "modeling").is_dir()
+    setup(
+        distclass=Distribution if linked else Unlinked,
+        long_description=readme(root),
+        long_description_content_type="text/markdown",
+    )

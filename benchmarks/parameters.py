@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
 Compares the parameter counts of the default configuration with the labels in figure 1 of arXiv 2512.04032, and prints
-what weights and key-value cache need at inference:
+what weights and key-value cache of the published checkpoint need at inference:
 
     python -m benchmarks.parameters
     python -m benchmarks.parameters --memory
@@ -18,7 +18,8 @@ from transformers import AutoModel
 from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration, JinaVLMImageProcessor
 
 
-BYTES = {"float32": 4, "bfloat16": 2}
+# Bytes of a weight of a linear layer, and of any other value.
+BYTES = {"float32": (4, 4), "bfloat16, float16": (2, 2), "int8 in linear layers, else bfloat16": (1, 2)}
 LABELS = {"vision tower": "about 400M", "connector": "about 50M", "language model": "1.7B"}
 
 
@@ -73,22 +74,27 @@ def parameters(config: JinaVLMConfig | None = None) -> tuple[dict[str, int], dic
 
 def memory(config: JinaVLMConfig | None = None) -> list[tuple[str, int, int, int, int]]:
     """
-    Bytes that inference with one image of the largest grid needs.
+    Bytes that inference with one image of the largest grid needs, by default with the published checkpoint.
 
     Returns:
         `list`: dtype, `max_crops`, image tokens, bytes of the weights, and bytes of the key-value cache of the image
-        tokens. Activations come on top.
+        tokens. Activations come on top. The output head is not quantized.
     """
-    config = config or JinaVLMConfig()
+    config = config or JinaVLMConfig(layout="stitched")
     text, needs = config.text_config, []
-    weights = parameters(config)[0]["all"]
+    with torch.device("meta"):
+        model = JinaVLMForConditionalGeneration(config)
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not model.lm_head]
+    num_linear = sum(layer.weight.numel() for layer in layers)
+    num_others = count(model) - num_linear
     values_per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
     geometry = JinaVLMImageProcessor(layout=config.layout).geometry()
-    for dtype, size in BYTES.items():
+    for dtype, (linear_size, size) in BYTES.items():
+        weights = num_linear * linear_size + num_others * size
         for max_crops in (1, 4, 12):
             grids = [(rows, cols) for rows in range(1, max_crops + 1) for cols in range(1, max_crops // rows + 1)]
             num_tokens = max(geometry.num_tokens(grid)[0] for grid in grids)
-            needs.append((dtype, max_crops, num_tokens, weights * size, num_tokens * values_per_token * size))
+            needs.append((dtype, max_crops, num_tokens, weights, num_tokens * values_per_token * size))
     return needs
 
 

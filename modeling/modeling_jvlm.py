@@ -90,7 +90,9 @@ class JinaVLMAttentionPooling(nn.Module):
         self.v_proj = nn.Linear(config.feature_size, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # hidden_states: [cells, patches per window, feature_size]
         heads = (-1, self.head_dim)
         query = self.q_proj(hidden_states.mean(dim=1)).unflatten(-1, heads).unsqueeze(2)  # [cells, heads, 1, head_dim]
@@ -99,10 +101,11 @@ class JinaVLMAttentionPooling(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, _ = attention_interface(
+        output, weights = attention_interface(
             self, query, key, value, None, is_causal=self.is_causal, scaling=self.scaling, dropout=0.0, **kwargs
         )
-        return self.out_proj(output.flatten(1))  # [cells, width]
+        # [cells, width]; the weights, of eager attention only, are [cells, heads, 1, patches per window]
+        return self.out_proj(output.flatten(1)), weights
 
 
 class JinaVLMProjector(nn.Module):
@@ -168,7 +171,7 @@ class JinaVLMConnector(nn.Module):
             # The published code marks the last tile, not the padding, so the weights were trained with that.
             hidden_states.add_(is_last_tile[:, None, None] * self.last_tile_embedding)
         hidden_states.masked_fill_(is_padding[cell][:, :, None], 0)
-        return self.projector(self.pooling(hidden_states, **kwargs))
+        return self.projector(self.pooling(hidden_states, **kwargs)[0])
 
 
 @auto_docstring

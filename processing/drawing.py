@@ -1,7 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Draws the input of the model for an image: its tiles, their overlaps and the thumbnail."""
+"""Draws the input of the model for an image, its tiles and thumbnail, and where in the image an answer comes from."""
 
 import colorsys
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -15,12 +16,16 @@ from .processing_jvlm import JinaVLMProcessor
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 _Color: TypeAlias = tuple[int, int, int]
 
-# Sizes in pixels of the drawing.
-_CANVAS_LIMIT = (1120, 960)  # maximum width and height of the drawn canvas
+# Sizes in pixels of a drawing. Documents show about 1000 pixels in a row, so they shrink nothing.
+_WIDTH = 1032
+_MARGIN = 20
+_PANEL_WIDTH = 300  # width of the panel with the thumbnail and the text
+_CANVAS_LIMIT = (_WIDTH - _PANEL_WIDTH - 3 * _MARGIN, 1000)  # maximum width and height of an image beside the panel
+_WIDE_LIMIT = (_WIDTH - 2 * _MARGIN, 560)  # and above it
 _TILE_LIMIT = 560  # maximum side of a drawn tile
-_PANEL_WIDTH = 380  # width of the panel with the thumbnail and the text
-_MARGIN = 24
-_WHITE, _DARK, _GREY, _ORANGE = (255, 255, 255), (33, 37, 41), (110, 117, 125), (255, 150, 0)
+_TITLE, _LARGE, _TEXT = 24, 22, 17  # font sizes
+_WHITE, _DARK, _GREY, _ORANGE = (255, 255, 255), (33, 37, 41), (90, 97, 105), (255, 150, 0)
+_RED, _BLUE = (214, 40, 40), (0, 90, 200)
 
 
 def draw_tiles(
@@ -34,8 +39,8 @@ def draw_tiles(
     Draws how an image is split into tiles.
 
     The drawing shows the canvas with every tile outlined and numbered in reading order, the overlaps shaded, the
-    thumbnail, the number of image tokens, and questions with their answers. Canvas and thumbnail show the
-    `pixel_values` of the model, denormalized.
+    thumbnail, the number of image tokens, a legend, and questions with their answers. Canvas and thumbnail show the
+    `pixel_values` of the model, denormalized. It is about 1000 pixels wide at most.
 
     Args:
         image (`str` or `PIL.Image.Image`): the image, or its path or URL. It is not modified.
@@ -63,7 +68,8 @@ def draw_tiles(
     canvas = PIL.Image.new("RGB", (width, height))
     for tile, (top, left) in zip(tiles, windows.tolist(), strict=True):
         canvas.paste(tile, (left, top))
-    scale = _scale(min(_CANVAS_LIMIT[0] / width, _CANVAS_LIMIT[1] / height, _TILE_LIMIT / size))
+    is_wide = width > 2 * height
+    scale = _scale(min(_fitting(canvas, is_wide), _TILE_LIMIT / size))
     canvas = _outline(canvas, windows, size, scale)
     thumbnail = _resized(thumbnail, _scale(_PANEL_WIDTH / size))
     ImageDraw.Draw(thumbnail).rectangle((0, 0, thumbnail.width - 1, thumbnail.height - 1), outline=_GREY)
@@ -73,13 +79,76 @@ def draw_tiles(
     title = f"{rows} x {cols} tiles and a thumbnail, {num_tokens} image tokens"
     if num_tokens > num_cells:
         title += f" ({num_tokens - num_cells} of them markers)"
-    details = f"Image {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size}"
+    details = f"Image {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size} pixels"
+    legend = [(_swatch(_WHITE, _color(0, len(tiles)), "1"), "A tile. The numbers are in reading order.")]
     if len(tiles) > 1 and geometry.overlap:
-        details += f", overlap {geometry.overlap} pixels (shaded)"
-    text = [("Thumbnail, the whole image", 15, _GREY)]
-    for question, answer in (answers or {}).items():
-        text += [("", 8, _DARK), (question, 18, _GREY), (answer, 24, _DARK)]
-    return _compose(canvas, thumbnail, [(title, 26, _DARK), (details, 15, _GREY)], text, font)
+        shaded = f"Overlap of {geometry.overlap} pixels"
+        legend.append((_swatch(_tinted(65)), f"{shaded}: in two tiles."))
+        if min(grid) > 1:
+            legend.append((_swatch(_tinted(110)), f"{shaded} both ways: in four tiles."))
+    text_width = _WIDE_LIMIT[0] - thumbnail.width - _MARGIN if is_wide else _PANEL_WIDTH
+    caption = _text_block([("The thumbnail: the whole image in one tile", _TEXT, _GREY)], text_width, font)
+    notes = [caption, _legend(legend, text_width, font), _text_block(_questions(answers), text_width, font)]
+    panel = _beside(thumbnail, _stack(*notes)) if is_wide else _stack(thumbnail, *notes)
+    return _sheet([(title, _TITLE, _DARK), (details, _TEXT, _GREY)], canvas, panel, is_wide, font)
+
+
+def draw_evidence(
+    image: str | PIL.Image.Image,
+    processor: JinaVLMProcessor,
+    evidence: np.ndarray,
+    measurement: str,
+    answers: dict[str, str] | None = None,
+    font: str | None = None,
+) -> PIL.Image.Image:
+    """
+    Draws the evidence of an answer over its image, with the sentence that says how far to trust it.
+
+    Args:
+        image (`str` or `PIL.Image.Image`): the image, or its path or URL. It is not modified.
+        processor ([`JinaVLMProcessor`]): the processor, which opens the image.
+        evidence (`np.ndarray` of shape `(height, width)`): the result of [`find_evidence`].
+        measurement (`str`): how often such evidence is right, `str()` of an [`EvidenceMeasurement`].
+        answers (`dict[str, str]`, *optional*): a dict from the question to the answer.
+        font (`str`, *optional*): path of a TrueType font for the text. Pillow's default font only has Latin letters.
+
+    Returns:
+        `PIL.Image.Image`: an RGB image. It shows the image in grey, the attention in red, and a circle around the
+        strongest place.
+
+    Raises:
+        OSError: if `font` cannot be read.
+        ValueError: if the image cannot be read or `evidence` has another size.
+    """
+    pixels: PIL.Image.Image = processor.image_processor.fetch_images(image)
+    height, width = pixels.height, pixels.width
+    if evidence.shape != (height, width):
+        raise ValueError(f"`evidence` has the shape {evidence.shape}, but the image {(height, width)}.")
+    is_wide = width > 2 * height
+    scale = _scale(_fitting(pixels, is_wide))
+    strength = evidence / evidence.max() if evidence.max() > 0 else evidence
+    alpha = PIL.Image.fromarray((strength * 170).round().astype(np.uint8))
+    overlay = PIL.Image.composite(PIL.Image.new("RGB", pixels.size, _RED), pixels.convert("L").convert("RGB"), alpha)
+    overlay = _resized(overlay, scale)
+    x, y = (place * scale for place in strongest_place(evidence))
+    draw, radius = ImageDraw.Draw(overlay), max(14, min(overlay.size) // 16)
+    draw.rectangle((0, 0, overlay.width - 1, overlay.height - 1), outline=_GREY)
+    draw.circle((x, y), radius, outline=_BLUE, width=4)
+
+    legend = [
+        (_swatch(_RED), "The stronger the red, the more the answer attends to it."),
+        (_swatch(_WHITE, circle=_BLUE), "The strongest place."),
+    ]
+    text_width = _WIDE_LIMIT[0] if is_wide else _PANEL_WIDTH
+    trust = [("", 4, _GREY), (measurement, _TEXT, _DARK)]
+    panel = _stack(_legend(legend, text_width, font), _text_block(trust, text_width, font))
+    return _sheet(_questions(answers)[1:], overlay, panel, is_wide, font)
+
+
+def strongest_place(evidence: np.ndarray) -> tuple[float, float]:
+    """The centre (x, y) of the pixels with the most attention, given `(height, width)`."""
+    y, x = np.nonzero(evidence >= evidence.max() * (1 - 1e-6))
+    return float(x.mean() + 0.5), float(y.mean() + 0.5)
 
 
 def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) -> np.ndarray:
@@ -96,6 +165,12 @@ def _levels(pixel_values: torch.Tensor, image_processor, images_kwargs: dict) ->
 def _scale(limit: float) -> float:
     """The largest integer that is at most `limit`, or `limit` itself if it is less than 1."""
     return float(int(limit)) if limit >= 1 else limit
+
+
+def _fitting(image: PIL.Image.Image, is_wide: bool) -> float:
+    """The largest scale at which an image fits above the panel if it is wide, else beside it."""
+    limit = _WIDE_LIMIT if is_wide else _CANVAS_LIMIT
+    return min(limit[0] / image.width, limit[1] / image.height)
 
 
 def _resized(image: PIL.Image.Image, scale: float) -> PIL.Image.Image:
@@ -119,15 +194,13 @@ def _outline(canvas: PIL.Image.Image, windows: np.ndarray, size: int, scale: flo
     canvas = PIL.Image.composite(PIL.Image.new("RGB", canvas.size, _ORANGE), canvas, PIL.Image.fromarray(shade))
     canvas = _resized(canvas, scale)
     draw = ImageDraw.Draw(canvas)
-    font = _font(max(11, min(18, round(size * scale / 9))))
+    font = _font(max(14, min(20, round(size * scale / 8))))
     for index, (top, left) in enumerate(windows.tolist()):
         color = _color(index, len(windows))
         box = [round(side * scale) for side in (left, top, left + size, top + size)]
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=color, width=3)
-        label = str(index + 1)
-        right, bottom = draw.textbbox((box[0] + 8, box[1] + 5), label, font=font)[2:]
-        draw.rectangle((box[0], box[1], right + 5, bottom + 5), fill=color)
-        draw.text((box[0] + 8, box[1] + 5), label, font=font, fill=_WHITE)
+        # A number with a border, and not in a box, which would hide more of the image.
+        draw.text((box[0] + 7, box[1] + 4), str(index + 1), fill=color, font=font, stroke_width=2, stroke_fill=_WHITE)
     return canvas
 
 
@@ -170,30 +243,74 @@ def _text_block(parts: list[tuple[str, int, _Color]], width: int, path: str | No
     return block
 
 
-def _compose(
-    canvas: PIL.Image.Image,
-    thumbnail: PIL.Image.Image,
-    caption_parts: list[tuple[str, int, _Color]],
-    text_parts: list[tuple[str, int, _Color]],
+def _questions(answers: dict[str, str] | None) -> list[tuple[str, int, _Color]]:
+    """The parts of a text block for questions and their answers."""
+    parts: list[tuple[str, int, _Color]] = []
+    for question, answer in (answers or {}).items():
+        parts += [("", 8, _DARK), (question, _TEXT, _GREY), (answer, _LARGE, _DARK)]
+    return parts
+
+
+def _tinted(alpha: int) -> _Color:
+    """White under the shade of overlaps."""
+    red, green, blue = (round(255 + (part - 255) * alpha / 255) for part in _ORANGE)
+    return red, green, blue
+
+
+def _swatch(fill: _Color, outline: _Color = _GREY, label: str = "", circle: _Color | None = None) -> PIL.Image.Image:
+    """A sample of what the legend explains: a box, a tile with its number, or a circle."""
+    swatch = PIL.Image.new("RGB", (30, 22), fill)
+    draw = ImageDraw.Draw(swatch)
+    if circle:
+        draw.circle((15, 11), 10, outline=circle, width=3)
+    else:
+        draw.rectangle((0, 0, 29, 21), outline=outline, width=3 if label else 1)
+    draw.text((7, 2), label, font=_font(14), fill=outline)
+    return swatch
+
+
+def _legend(entries: list[tuple[PIL.Image.Image, str]], width: int, font: str | None) -> PIL.Image.Image:
+    """Swatches with their explanations, one below the other."""
+    return _stack(
+        *(
+            _beside(swatch, _text_block([(text, _TEXT, _GREY)], width - swatch.width - 10, font), gap=10)
+            for swatch, text in entries
+        )
+    )
+
+
+def _paste(parts: list[tuple[PIL.Image.Image, tuple[int, int]]]) -> PIL.Image.Image:
+    """Images at their places (left, top) on a white background that just holds them."""
+    width = max(left + image.width for image, (left, _) in parts)
+    height = max(top + image.height for image, (_, top) in parts)
+    paper = PIL.Image.new("RGB", (width, height), _WHITE)
+    for image, place in parts:
+        paper.paste(image, place)
+    return paper
+
+
+def _beside(left: PIL.Image.Image, right: PIL.Image.Image, gap: int = _MARGIN) -> PIL.Image.Image:
+    return _paste([(left, (0, 0)), (right, (left.width + gap, 0))])
+
+
+def _stack(*images: PIL.Image.Image, gap: int = 8) -> PIL.Image.Image:
+    tops = [0, *accumulate(image.height + gap for image in images)]
+    return _paste([(image, (0, top)) for image, top in zip(images, tops, strict=False)])
+
+
+def _sheet(
+    title: list[tuple[str, int, _Color]],
+    image: PIL.Image.Image,
+    panel: PIL.Image.Image,
+    is_wide: bool,
     font: str | None,
 ) -> PIL.Image.Image:
-    """Pastes the canvas below the caption, and thumbnail and text to its right, or below it if the canvas is wide."""
-    below = canvas.width > 2 * canvas.height
-    text_left = thumbnail.width + _MARGIN if below else 0
-    width = max(canvas.width, 2 * _PANEL_WIDTH) if below else canvas.width + _MARGIN + _PANEL_WIDTH
-    caption = _text_block(caption_parts, width, font)
-    text = _text_block(text_parts, width - text_left if below else _PANEL_WIDTH, font)
-    text_top = 0 if below else thumbnail.height + 8
-    panel_height = max(thumbnail.height, text_top + text.height)
-    top = _MARGIN + caption.height + 12
-    left, panel_top = (0, canvas.height + _MARGIN) if below else (canvas.width + _MARGIN, 0)
-    height = max(canvas.height, panel_top + panel_height)
-    image = PIL.Image.new("RGB", (width + 2 * _MARGIN, top + height + _MARGIN), _WHITE)
-    image.paste(caption, (_MARGIN, _MARGIN))
-    image.paste(canvas, (_MARGIN, top))
-    image.paste(thumbnail, (_MARGIN + left, top + panel_top))
-    image.paste(text, (_MARGIN + left + text_left, top + panel_top + text_top))
-    return image
+    """A title, and an image with a panel to its right, or below it if the image is wide."""
+    body = _stack(image, panel, gap=_MARGIN) if is_wide else _beside(image, panel)
+    body = _stack(_text_block(title, max(body.width, 2 * _PANEL_WIDTH), font), body, gap=12)
+    sheet = PIL.Image.new("RGB", (body.width + 2 * _MARGIN, body.height + 2 * _MARGIN), _WHITE)
+    sheet.paste(body, (_MARGIN, _MARGIN))
+    return sheet
 
 
-__all__ = ["draw_tiles"]
+__all__ = ["draw_evidence", "draw_tiles", "strongest_place"]

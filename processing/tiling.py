@@ -202,5 +202,36 @@ class TileGeometry:
         # Markers: start and end of each grid, and one after each row.
         return num_cells + sum(rows + 2 for rows, _ in grids), num_cells
 
+    def _pixel_shares(self, num_tiles: int, num_pixels: int) -> np.ndarray:
+        """
+        Along an axis of an image with this number of tiles and pixels: the share of each patch that each pixel shows,
+        `[num_tiles, patches, num_pixels]`.
+        """
+        patch = num_pixels * self.patch_size / (num_tiles * self.stride + self.overlap)  # its side in pixels
+        patches = np.arange(num_tiles)[:, None] * (self.stride // self.patch_size) + np.arange(self.patches_per_side)
+        start, pixel = (patches * patch)[..., None], np.arange(num_pixels)
+        return (np.minimum(start + patch, pixel + 1) - np.maximum(start, pixel)).clip(min=0) / patch
+
+    def patches_to_pixels(self, weights: np.ndarray, grid: tuple[int, int], height: int, width: int) -> np.ndarray:
+        """
+        Spreads weights of patches over the pixels of the image that they show. Weights of tiles that overlap, and of
+        the thumbnail, add up.
+
+        Args:
+            weights (`np.ndarray` of shape `[..., 1 + rows * columns, patches, patches]`): a weight for every patch of
+                the thumbnail and the tiles, by row and column of the patch.
+            grid (`tuple[int, int]`): rows and columns of tiles.
+            height (`int`), width (`int`): size of the image, in pixels.
+
+        Returns:
+            `np.ndarray` of shape `[..., height, width]`: the weight of each pixel. The sum is that of `weights`.
+        """
+        tiles = np.indices(grid).reshape(2, -1)  # row and column of every tile
+        rows, cols = (
+            np.concatenate([self._pixel_shares(1, size), self._pixel_shares(count, size)[indices]])
+            for count, size, indices in zip(grid, (height, width), tiles, strict=True)
+        )
+        return np.einsum("tph,...tpq,tqw->...hw", rows, weights, cols, optimize=True)
+
 
 __all__ = ["TileGeometry"]

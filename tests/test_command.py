@@ -3,6 +3,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -127,6 +128,35 @@ def test_ask_draws_the_tiles_of_every_image(capsys, tmp_path):
         f"The tiles of {PAGES[1]}: {tmp_path / 'tiles-2.png'}",
     ]
     assert PIL.Image.open(tmp_path / "tiles-2.png").width > 300
+
+
+def test_ask_draws_where_the_answer_comes_from(capsys, tmp_path):
+    output = tmp_path / "evidence.png"
+    ask.main([PAGES[3], SAMPLES[3]["question"], "--evidence", str(output), "--device", "cpu"])
+    answer, line = capsys.readouterr().out.splitlines()
+    assert answer == SAMPLES[3]["answer"]
+    assert (
+        line == f"Where the answer comes from: {output}. {jvlm.EvidenceMeasurement.from_pretrained(shipped_model())}"
+    )
+    assert PIL.Image.open(output).width > 600
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([PAGES[0], PAGES[1], "Where?"], "--evidence needs exactly one image, got 2."),
+        ([PAGES[0], "Where?", "--model", "MODEL"], "has no evidence.json: nobody has measured how often"),
+    ],
+)
+def test_evidence_that_cannot_be_shown(capsys, tmp_path, argv, message):
+    model = shutil.copytree(shipped_model(), tmp_path / "model", ignore=shutil.ignore_patterns("evidence.json"))
+    with pytest.raises(SystemExit) as exit_info:
+        ask.main([*(str(model) if part == "MODEL" else part for part in argv), "--evidence", str(tmp_path / "e.png")])
+    assert exit_info.value.code == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+    assert not (tmp_path / "e.png").exists()
 
 
 def test_ask_names_a_missing_image(capsys):

@@ -14,6 +14,7 @@ from examples.digits import train
 from examples.digits.evaluate import MODEL
 from examples.digits.pages import (
     BACKGROUND,
+    CORNERS,
     COUNT,
     DESCRIBE,
     GRIDS,
@@ -69,6 +70,20 @@ def test_digits_are_in_reading_order():
     for seed in range(60):
         page = draw_page(ink_coded_samples(), np.random.default_rng(seed), GRIDS[seed % 12], MAX_DIGITS, augment=False)
         assert page.digits == read_ink(page.image)
+
+
+def test_boxes_hold_the_ink_of_their_digits():
+    for seed in range(60):
+        page = draw_page(ink_coded_samples(), np.random.default_rng(seed), GRIDS[seed % 12], MAX_DIGITS, augment=False)
+        assert [read_ink(page.image.crop(box)) for box in page.boxes] == [[digit] for digit in page.digits]
+        for box in page.boxes:
+            page.image.paste("white", box)
+        assert page.image.getextrema() == ((255, 255),) * 3
+        largest = page.answer_boxes(LARGEST)
+        assert largest == [
+            box for box, digit in zip(page.boxes, page.digits, strict=True) if digit == max(page.digits)
+        ]
+        assert [page.answer_boxes(question) for question in CORNERS] == [[page.boxes[0]], [page.boxes[-1]]]
 
 
 @pytest.mark.parametrize("augment", [False, True])

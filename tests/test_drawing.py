@@ -32,7 +32,7 @@ def test_images_of_any_size(build_processor, make_image, layout, height, width):
     canvas = processor.image_processor.geometry().canvas_size(processor.image_processor.get_image_grid(height, width))
     assert drawn.height > min(canvas[0], drawing._CANVAS_LIMIT[1])
     assert drawn.width > min(canvas[1], drawing._CANVAS_LIMIT[0])
-    assert drawn.width < 2 * max(drawing._CANVAS_LIMIT)
+    assert drawn.width <= drawing._WIDTH
     assert image.tobytes() == before
     assert image.size == (width, height)
 
@@ -86,7 +86,7 @@ def test_canvas_shows_the_pixel_values_of_the_tiles(build_processor, make_image)
     assert inputs["image_grids"].tolist() == [[2, 2]]
     geometry = processor.image_processor.geometry()
     drawn = np.asarray(draw_tiles(image, processor))
-    factor = min(drawing._CANVAS_LIMIT[1] // 112, drawing._TILE_LIMIT // 56)
+    factor = min(drawing._CANVAS_LIMIT) // 112
     positions = []
     for pixels in inputs["pixel_values"][1:]:
         tile = ((pixels / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()[20:36, 20:36]
@@ -118,7 +118,7 @@ def test_path_and_image_give_the_same_drawing(build_processor, make_image, tmp_p
 
 def test_published_layout(released_processor, make_image):
     drawn = draw_tiles(make_image(910, 1176), released_processor, {"What is it?": "An image."})
-    assert drawn.width > 1100
+    assert drawn.width == drawing._WIDTH
 
 
 def test_answers_only_change_the_text(build_processor, make_image):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -91,8 +92,8 @@ def test_beside_a_folder_called_jvlm_the_package_is_found(tmp_path):
 # Runs setup.py, and prints where the distribution that it asks for has its packages.
 PACKAGE_DIR = """
 import json, runpy, setuptools
-def setup(distclass):
-    distribution = distclass()
+def setup(distclass, **attributes):
+    distribution = distclass(attributes)
     distribution.parse_config_files()
     print(json.dumps(distribution.package_dir))
 setuptools.setup = setup
@@ -102,7 +103,7 @@ runpy.run_path("setup.py", run_name="__main__")
 
 @needs_links
 def test_sdist_and_wheel_are_complete(tmp_path):
-    """The wheel is built from the sdist. Both hold all modules, the shipped model and its samples."""
+    """The wheel is built from the sdist. Both hold all modules, the shipped model and its samples, and no tests."""
     pytest.importorskip("setuptools")
     source, dist = tmp_path / "source", tmp_path / "dist"
     ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -110,15 +111,22 @@ def test_sdist_and_wheel_are_complete(tmp_path):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source / name)
+    (source / "tests").mkdir()
+    (source / "tests" / "test_nothing.py").write_text("")
     build = [sys.executable, "-c", "import sys, setuptools.build_meta as b; getattr(b, sys.argv[1])(sys.argv[2])"]
     subprocess.run([*build, "build_sdist", str(dist)], cwd=source, capture_output=True, check=True)
     sdist = next(dist.glob("*.tar.gz"))
     with tarfile.open(sdist) as archive:
+        assert not [name for name in archive.getnames() if "test_nothing" in name]
         archive.extractall(tmp_path / "unpacked", filter="data")
     unpacked = tmp_path / "unpacked" / sdist.name.removesuffix(".tar.gz")
     subprocess.run([*build, "build_wheel", str(dist)], cwd=unpacked, capture_output=True, check=True)
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as archive:
         found = set(archive.namelist())
+        metadata = archive.read(next(name for name in found if name.endswith("/METADATA"))).decode()
+    assert "# jvlm" in metadata
+    assert "](https://" in metadata
+    assert not re.search(r"\]\((?!https?://)", metadata)  # relative links lead nowhere on a package index
     expected = {
         str(path.relative_to(ROOT / "src"))
         for package in ("jvlm", "jvlm_cli")
@@ -126,9 +134,26 @@ def test_sdist_and_wheel_are_complete(tmp_path):
         for path in folder.glob("*.py")
     }
     assert {f"jvlm/{folder}/__init__.py" for folder in FOLDERS} <= expected
-    model = {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "samples/page-1x1.png"}
+    model = {
+        "model.safetensors",
+        "config.json",
+        "evidence.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "samples/page-1x1.png",
+    }
     assert expected | {f"jvlm/shipped_model/{name}" for name in model} <= found
     assert not [name for name in found if name.startswith(("tests", "examples"))]
+
+
+def test_readme_links_lead_to_the_repository_once_it_is_known(tmp_path):
+    (tmp_path / "README.md").write_text("![a](docs/a.png) [b](docs/b.md#c), [d](https://e.org)")
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    readme = runpy.run_path(str(ROOT / "setup.py"))["readme"]
+    assert readme(tmp_path) == "a b, [d](https://e.org)"
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://r.org"')
+    blob = "https://r.org/blob/main/docs"
+    assert readme(tmp_path) == f"[a]({blob}/a.png) [b]({blob}/b.md#c), [d](https://e.org)"
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Pages of handwritten digits from scikit-learn's `load_digits`, with questions and answers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import PIL.Image
@@ -22,17 +22,22 @@ CORNERS = {
     "Which digit is at the bottom right?": -1,
 }
 LARGEST = "Which digit is the largest number?"
-QUESTIONS = [READ, COUNT, *CORNERS, LARGEST]
+ONE_DIGIT = [*CORNERS, LARGEST]  # the answer is one digit, in a known place
+QUESTIONS = [READ, COUNT, *ONE_DIGIT]
 DESCRIBE = "Describe this page."
 
 
 @dataclass
 class Page:
-    """A page: the digits of every line in reading order, its image if it has one, and the tile grid of the image."""
+    """
+    A page: the digits of every line in reading order, its image if it has one, the tile grid of the image, and the
+    boxes of the digits in it: left, top, right and bottom in pixels.
+    """
 
     lines: list[list[int]]
     image: PIL.Image.Image | None = None
     grid: tuple[int, int] | None = None
+    boxes: list[tuple[int, int, int, int]] = field(default_factory=list)
 
     @property
     def digits(self) -> list[int]:
@@ -55,6 +60,12 @@ class Page:
         if question == LARGEST:
             return str(max(self.digits))
         return str(self.digits[CORNERS[question]])
+
+    def answer_boxes(self, question: str) -> list[tuple[int, int, int, int]]:
+        """The boxes of the digits that one of `ONE_DIGIT` asks for: one, or all that are the largest."""
+        if question == LARGEST:
+            return [box for box, digit in zip(self.boxes, self.digits, strict=True) if digit == max(self.digits)]
+        return [self.boxes[CORNERS[question]]]
 
 
 def load_samples(split: str) -> tuple[list[PIL.Image.Image], np.ndarray]:
@@ -94,6 +105,7 @@ def draw_page(
     slack = height - num_lines * line_height
     tops = np.arange(num_lines) * line_height + np.sort(rng.integers(0, max(1, slack + 1), num_lines))
     lines: list[list[int]] = []
+    boxes = []
     for top, count in zip(tops, counts, strict=True):
         cell = size + 2
         lefts = np.arange(count) * cell + np.sort(rng.integers(0, max(1, width - count * cell + 1), count))
@@ -108,8 +120,9 @@ def draw_page(
             region = paper[y : y + side, x : x + side]
             np.minimum(region, 255 - ink[: region.shape[0], : region.shape[1]], out=region)
             lines[-1].append(int(labels[index]))
+            boxes.append((x, y, x + side, y + side))
     image = PIL.Image.fromarray(paper.round().astype(np.uint8)).convert("RGB")
-    return Page(lines, image, grid)
+    return Page(lines, image, grid, boxes)
 
 
 def _transform(image: PIL.Image.Image, side: int, rng: np.random.Generator) -> PIL.Image.Image:

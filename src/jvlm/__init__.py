@@ -2,9 +2,10 @@
 """JinaVLM for Transformers 5. Importing this package registers its classes with the Auto classes."""
 
 from .configuration.configuration_jvlm import JinaVLMConfig
+from .evidence import EvidenceMeasurement, find_evidence, measure_evidence
 from .modeling.image_plan import ImagePlan, plan_images
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
-from .processing.drawing import draw_tiles
+from .processing.drawing import draw_evidence, draw_tiles
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
 from .processing.processing_jvlm import JinaVLMProcessor
 from .processing.prompt_format import add_image_tokens
@@ -17,6 +18,7 @@ register()
 
 __all__ = [
     "AutoModelForVision2Seq",
+    "EvidenceMeasurement",
     "ImagePlan",
     "JinaVLMConfig",
     "JinaVLMForConditionalGeneration",
@@ -25,6 +27,9 @@ __all__ = [
     "JinaVLMPreTrainedModel",
     "JinaVLMProcessor",
     "add_image_tokens",
+    "draw_evidence",
     "draw_tiles",
+    "find_evidence",
+    "measure_evidence",
     "plan_images",
 ]

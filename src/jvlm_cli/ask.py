@@ -5,6 +5,7 @@ Asks a question about one or more images and prints the answer while it is writt
     jvlm ask page.png "Which digits are written here?"
     jvlm ask left.jpg right.jpg "What is different?" --model jinaai/jina-vlm
     jvlm ask page.png "How many digits are there?" --tiles tiles.png
+    jvlm ask page.png "Which digit is at the top left?" --evidence evidence.png
 """
 
 from pathlib import Path
@@ -20,21 +21,36 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--tiles", type=Path, metavar="FILE", help="also draw how the images are cut into tiles: FILE, FILE-2, …"
     )
+    parser.add_argument(
+        "--evidence",
+        type=Path,
+        metavar="FILE",
+        help="also draw where in the image the answer comes from; only for a checkpoint for which it was measured how "
+        "often that is right",
+    )
     add_model_options(parser)
     return None if run(parser, ask, argv) else 1
 
 
-def ask(images: list[str], question: str, tiles: Path | None = None, **options) -> str:
+def ask(images: list[str], question: str, tiles: Path | None = None, evidence: Path | None = None, **options) -> str:
     """
-    Asks a question about images, prints the answer, and draws the tiles of each image if `tiles` is a path.
+    Asks a question about images and prints the answer. Draws the tiles of each image if `tiles` is a path, and where
+    the answer comes from if `evidence` is one.
 
     Returns:
         `str`: the answer.
 
     Raises:
-        OSError, ValueError: if the checkpoint or an image cannot be read, or a drawing cannot be written.
+        OSError, ValueError: if the checkpoint or an image cannot be read or a drawing cannot be written, and if
+            `evidence` is given with several images or for a checkpoint without a measurement of it.
     """
+    if evidence is not None and len(images) != 1:
+        raise ValueError(f"--evidence needs exactly one image, got {len(images)}.")
     answerer = Answerer(**options)
+    if evidence is not None:
+        from jvlm import EvidenceMeasurement
+
+        measurement = EvidenceMeasurement.from_pretrained(answerer.id)
     pixels = [answerer.processor.image_processor.fetch_images(image) for image in images]
     answer = print_answer(answerer.stream([user_message(pixels, question)]))
     if tiles is not None:
@@ -44,4 +60,11 @@ def ask(images: list[str], question: str, tiles: Path | None = None, **options) 
             path = tiles if number == 1 else tiles.with_stem(f"{tiles.stem}-{number}")
             draw_tiles(image, answerer.processor, {question: answer}, **answerer.images_kwargs).save(path)
             print(f"The tiles of {images[number - 1]}: {path}")
+    if evidence is not None:
+        from jvlm import draw_evidence, find_evidence
+
+        context = (answerer.model, answerer.processor, pixels[0], question, answer)
+        found = find_evidence(*context, layer=measurement.layer, **answerer.images_kwargs)
+        draw_evidence(pixels[0], answerer.processor, found, str(measurement), {question: answer}).save(evidence)
+        print(f"Where the answer comes from: {evidence}. {measurement}")
     return answer
