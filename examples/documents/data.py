@@ -78,7 +78,7 @@ class DocumentPages(Dataset):
         note_share (`float`, *optional*, defaults to 0.0): fraction of pages that are full of text.
         text_only_share (`float`, *optional*, defaults to 0.0): fraction of rows without an image. The first question
             then contains the page as text.
-        largest_grids (`tuple[float, ...]`, *optional*): the probability of a page of one tile, of two, of three or
+        grid_shares (`tuple[float, ...]`, *optional*): the probability of a page of one tile, of two, of three or
             four, and of more.
         seed (`int`, *optional*, defaults to 0): random seed.
     """
@@ -91,12 +91,12 @@ class DocumentPages(Dataset):
         read_share: float = 0.0,
         note_share: float = 0.0,
         text_only_share: float = 0.0,
-        largest_grids: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0),
+        grid_shares: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0),
         seed: int = 0,
     ):
         self.num_rows, self.batch_size, self.num_questions = num_rows, batch_size, num_questions
         self.read_share, self.note_share, self.text_only_share = read_share, note_share, text_only_share
-        self.grid_shares, self.seed = np.cumsum(largest_grids), seed
+        self.grid_shares, self.seed = np.cumsum(grid_shares), seed
 
     def __len__(self) -> int:
         return self.num_rows
