@@ -77,7 +77,8 @@ def question_templates() -> list[str]:
             page = draw_page([seed], TRAIN, kind, strength=0.0)
             on_page = {word for line in page.text for word in line.split()}
             for question in page.questions:
-                found.add(" ".join(word for word in question.text.split() if word.strip("?") not in on_page))
+                words = [word for word in question.text.split() if word.strip("?") not in on_page]
+                found.add(" ".join(word for word in words if not any(map(str.isdigit, word))))
     return sorted(found)
 
 
