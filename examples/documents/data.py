@@ -136,7 +136,7 @@ def conversation(page: Page, asked: list[tuple[str, str]], has_image: bool = Tru
     return {"messages": messages, "images": [page.image] if has_image else []}
 
 
-def held_out_pages(num_pages: int = 280, seed: int = 1) -> list[Page]:
+def held_out_pages(num_pages: int = 252, seed: int = 1) -> list[Page]:
     """
     Pages of held-out fonts, words, names, tables and photographs. They cycle through all kinds, and through the grids
     so that every kind has every grid.

@@ -258,7 +258,9 @@ def _series(sheet: Sheet, rng: np.random.Generator, least: float) -> np.ndarray:
 def _frame(sheet: Sheet, rng: np.random.Generator, split: str, size: int) -> tuple[str, Box, float, float]:
     """Writes the title of a chart and draws its axis. Returns the title, its box, and top and bottom of the plot."""
     title = " ".join(_things(rng, split, int(rng.integers(1, 3))))
-    box = sheet.write(sheet.width / 2, 1.3 * size, title, sheet.fit(title, int(1.15 * size), sheet.width - 20), "center")
+    box = sheet.write(
+        sheet.width / 2, 1.3 * size, title, sheet.fit(title, int(1.15 * size), sheet.width - 20), "center"
+    )
     top, bottom = 3.2 * size, sheet.height - 1.9 * size
     sheet.draw.line((12, bottom, sheet.width - 12, bottom), fill=sheet.ink, width=2)
     return title, box, top, bottom
@@ -374,9 +376,7 @@ def draw_sign(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Questi
     size = min(sheet.fit(line, int(rng.integers(28, 48)), sheet.width - 50) for line in lines)
     step = size * rng.uniform(1.25, 1.7)
     top = (sheet.height - step * (len(lines) - 1) + ASCENT * size) / 2
-    boxes = [
-        sheet.write(sheet.width / 2, top + row * step, line, size, "center") for row, line in enumerate(lines)
-    ]
+    boxes = [sheet.write(sheet.width / 2, top + row * step, line, size, "center") for row, line in enumerate(lines)]
     if rng.random() < 0.5:
         sheet.draw.rectangle((6, 6, sheet.width - 7, sheet.height - 7), outline=sheet.ink, width=4)
     whole = (

@@ -147,9 +147,7 @@ def stages(args: DocumentsArguments) -> dict[str, tuple[DocumentPages, dict]]:
             },
         ),
         "captions": (
-            pages(
-                args.caption_steps, 2, read_share=1.0, note_share=0.3, text_only_share=0.15, num_questions=3
-            ),
+            pages(args.caption_steps, 2, read_share=1.0, note_share=0.3, text_only_share=0.15, num_questions=3),
             {"max_steps": args.caption_steps},
         ),
         "questions": (
