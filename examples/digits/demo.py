@@ -26,7 +26,9 @@ def load(folder: str | Path):
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32"), AutoProcessor.from_pretrained(folder)
 
 
-def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[str, dict]:
+def ask(
+    model, processor, image: str | PIL.Image.Image, question: str, max_new_tokens: int = 4 + 2 * MAX_DIGITS
+) -> tuple[str, dict]:
     """
     Asks one question about an image, given as PIL image, path or URL.
 
@@ -44,7 +46,7 @@ def ask(model, processor, image: str | PIL.Image.Image, question: str) -> tuple[
     )
     num_image_tokens = int(inputs.pop("mm_token_type_ids").sum())
     length = inputs["input_ids"].shape[1]
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=4 + 2 * MAX_DIGITS)
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     answer = processor.decode(output[0, length:], skip_special_tokens=True).strip()
     return answer, {"image_tokens": num_image_tokens, "text_tokens": length - num_image_tokens}
 

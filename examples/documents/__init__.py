@@ -1,0 +1,1 @@
+"""A small JinaVLM that reads pages of handwritten digits."""

@@ -1,0 +1,233 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Trains the document model in `examples/documents/model`, in the steps of a full-size model:
+
+    python -m examples.documents.train --output_dir OUT
+    python -m examples.documents.train --output_dir OUT --continue_from examples/documents/model --seed 1
+
+1. `vision_tower`: trains a SigLIP encoder to name the character at every half patch.
+2. `decoder`: creates a new Qwen3 and its tokenizer.
+3. `language`: trains the decoder on questions about pages given as text.
+4. `composed`: combines both with `jvlm.conversion_scripts.compose_from_pretrained`.
+5. `captions`: the paper's first stage, on page images and their text.
+6. `questions`: the paper's second stage, on page images and questions, first on pages of few tiles.
+
+`--continue_from` starts the last step from a trained model, on other pages if `--seed` is another one. Each step has a
+folder in OUT. Complete steps are skipped, and interrupted ones resume from their last complete checkpoint: the same
+command goes on where it stopped. OUT/model is the final model in bfloat16, with the Trainer's logs and a plot of the
+losses. Needs the extra `documents`, and the fonts of `fonts.txt`; other fonts give another model.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    set_seed,
+)
+
+from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
+from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
+from jvlm.training.evaluation import draw_log
+from jvlm.training.finetune import finetune
+
+from .data import DocumentPages
+from .ingredients import CYRILLIC, GREEK, LATIN, TRAIN
+from .pages import KINDS, NOTE, READ, draw_page
+from .vision_tower import train_vision_tower
+
+
+END_OF_TEXT = "<|endoftext|>"
+LOG = "log.json"
+STAGES = ("language", "captions", "questions")
+
+
+@dataclass
+class DocumentsArguments:
+    output_dir: Path = field(metadata={"help": "Working folder. The final model is in its subfolder `model`."})
+    continue_from: Path | None = field(
+        default=None, metadata={"help": "Trained model to start the last step from. Default: train all steps."}
+    )
+    vision_steps: int = field(default=1500, metadata={"help": "Steps of the vision tower, of 16 tiles."})
+    language_steps: int = field(default=1500, metadata={"help": "Steps of the decoder on pages given as text."})
+    caption_steps: int = field(default=600, metadata={"help": "Steps of the first stage, the text of pages."})
+    question_steps: int = field(default=1200, metadata={"help": "Steps of the second stage, questions."})
+    batch_size: int = field(default=16, metadata={"help": "Pages per step; 2 times as many as text."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of connector and decoder. The vision tower uses a third of it."}
+    )
+    save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints."})
+    num_workers: int = field(default=1, metadata={"help": "Number of data loader workers."})
+    seed: int = field(default=0, metadata={"help": "Random seed."})
+
+
+def question_templates() -> list[str]:
+    """The words of all questions, without those that come from a page."""
+    found = {READ}
+    for seed in range(40):
+        for kind in (*KINDS, NOTE):
+            page = draw_page([seed], TRAIN, kind, strength=0.0)
+            on_page = {word for line in page.text for word in line.split()}
+            for question in page.questions:
+                words = [word for word in question.text.split() if word.strip("?") not in on_page]
+                found.add(" ".join(word for word in words if not any(map(str.isdigit, word))))
+    return sorted(found)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """
+    Byte-level BPE with the special tokens of Qwen3. The words of the questions are tokens; everything else is written
+    letter by letter, in every script.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    prompts = [f" User: {template} Assistant:" for template in question_templates()]
+    letters = list(LATIN + GREEK + CYRILLIC)
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        min_frequency=5,
+        show_progress=False,
+        special_tokens=[END_OF_TEXT, "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(letters * 1000 + prompts * 5, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+        model_max_length=4096,
+    )
+
+
+def build_decoder(folder: Path) -> None:
+    """Saves a new Qwen3 with five blocks and its tokenizer."""
+    tokenizer = build_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=5,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def stages(args: DocumentsArguments) -> dict[str, tuple[DocumentPages, dict]]:
+    """Rows and training arguments of the stages that train the composed model, in order."""
+
+    def pages(steps: int, seed: int, batch_size: int = args.batch_size, **settings) -> DocumentPages:
+        return DocumentPages(steps * batch_size, batch_size, seed=3 * args.seed + seed, **settings)
+
+    return {
+        "language": (
+            pages(args.language_steps, 1, 2 * args.batch_size, text_only_share=1.0, read_share=0.5),
+            {
+                "max_steps": args.language_steps,
+                "freeze": ["vision_tower", "connector"],
+                "per_device_train_batch_size": 2 * args.batch_size,
+            },
+        ),
+        "captions": (
+            pages(args.caption_steps, 2, read_share=1.0, note_share=0.3, text_only_share=0.15, num_questions=3),
+            {"max_steps": args.caption_steps},
+        ),
+        "questions": (
+            pages(
+                args.question_steps,
+                3,
+                read_share=0.15,
+                text_only_share=0.18,
+                grid_shares=(0.6, 0.22, 0.12, 0.06),
+            ),
+            {"max_steps": args.question_steps, "lr_scheduler_kwargs": {"min_lr_rate": 0.02}},
+        ),
+    }
+
+
+def train(args: DocumentsArguments) -> Path:
+    """Runs all steps that are not complete yet and returns the folder of the final model. See the module docstring."""
+    output = args.output_dir
+    common = {
+        "save_steps": args.save_steps,
+        "save_total_limit": 2,
+        "logging_steps": 20,
+        "dataloader_num_workers": args.num_workers,
+        "report_to": "none",
+        "seed": args.seed,
+    }
+    set_seed(args.seed)
+    start, steps = args.continue_from, STAGES[-1:]
+    if start is None:
+        if not (output / "vision_tower" / LOG).is_file():
+            log = train_vision_tower(output / "vision_tower", args.vision_steps, **common)
+            (output / "vision_tower" / LOG).write_text(json.dumps(log))
+        start, steps = output / "composed", STAGES
+        if not start.is_dir():
+            build_decoder(output / "decoder")
+            compose_from_pretrained(
+                output / "vision_tower", output / "decoder", start, vision_feature_layer=[3, 1], seed=args.seed
+            )
+    for name, (rows, settings) in stages(args).items():
+        if name not in steps:
+            continue
+        if not (output / name / LOG).is_file():
+            training_args = JinaVLMTrainingArguments(
+                output_dir=str(output / name),
+                learning_rate=args.learning_rate,
+                vision_tower_learning_rate=args.learning_rate / 3,
+                warmup_steps=0.03,
+                weight_decay=0.05,
+                train_sampling_strategy="sequential",
+                resume_from_checkpoint="True",
+                **{"per_device_train_batch_size": args.batch_size, **common, **settings},
+            )
+            model = AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
+            collator = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(start))
+            trainer = finetune(model, collator, training_args, rows)
+            (output / name / LOG).write_text(json.dumps(trainer.state.log_history))
+        start = output / name
+    AutoModelForImageTextToText.from_pretrained(start, dtype="bfloat16").save_pretrained(output / "model")
+    AutoProcessor.from_pretrained(start).save_pretrained(output / "model")
+    logs = _earlier_logs(args)
+    for name in ("vision_tower", *STAGES):
+        if (output / name / LOG).is_file():
+            part = name if args.continue_from is None else f"{name} {len(logs)}"
+            logs[part] = json.loads((output / name / LOG).read_text())
+    (output / "model" / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
+    draw_log(logs, output / "model" / "losses.png")
+    return output / "model"
+
+
+def _earlier_logs(args: DocumentsArguments) -> dict[str, list[dict]]:
+    """The logs of the model that the training continues from."""
+    if args.continue_from is None:
+        return {}
+    return json.loads((args.continue_from / "training_log.json").read_text())
+
+
+def main(argv: list[str] | None = None) -> None:
+    (args,) = HfArgumentParser(DocumentsArguments).parse_args_into_dataclasses(args=argv)
+    print(f"Written: {train(args)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
