@@ -5,8 +5,10 @@ Asks a question about one or more images and prints the answer while it is writt
     jvlm ask page.png "Which digits are written here?"
     jvlm ask left.jpg right.jpg "What is different?" --model jinaai/jina-vlm
     jvlm ask page.png "How many digits are there?" --tiles tiles.png
+    jvlm ask page.png "Which digits are written here?" --json-schema schema.json
 """
 
+import json
 from pathlib import Path
 
 from .answering import Answerer, add_model_options, print_answer, user_message
@@ -20,23 +22,36 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument(
         "--tiles", type=Path, metavar="FILE", help="also draw how the images are cut into tiles: FILE, FILE-2, …"
     )
+    parser.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="answer in JSON that follows the JSON Schema in this file"
+    )
     add_model_options(parser)
     return None if run(parser, ask, argv) else 1
 
 
-def ask(images: list[str], question: str, tiles: Path | None = None, **options) -> str:
+def ask(
+    images: list[str], question: str, tiles: Path | None = None, json_schema: Path | None = None, **options
+) -> str:
     """
-    Asks a question about images, prints the answer, and draws the tiles of each image if `tiles` is a path.
+    Asks a question about images, prints the answer, and draws the tiles of each image if `tiles` is a path. With
+    `json_schema`, the answer is JSON, which is printed once it is complete.
 
     Returns:
         `str`: the answer.
 
     Raises:
-        OSError, ValueError: if the checkpoint or an image cannot be read, or a drawing cannot be written.
+        OSError, ValueError: if the checkpoint, an image or the schema cannot be read, if `max_new_tokens` cuts a JSON
+            answer, or if a drawing cannot be written.
     """
+    schema = None if json_schema is None else _read_schema(json_schema)
     answerer = Answerer(**options)
     pixels = [answerer.processor.image_processor.fetch_images(image) for image in images]
-    answer = print_answer(answerer.stream([user_message(pixels, question)]))
+    messages = [user_message(pixels, question)]
+    if schema is None:
+        answer = print_answer(answerer.stream(messages))
+    else:
+        answer = _json_answer(answerer, messages, schema)
+        print(answer)
     if tiles is not None:
         from jvlm import draw_tiles
 
@@ -45,3 +60,21 @@ def ask(images: list[str], question: str, tiles: Path | None = None, **options) 
             draw_tiles(image, answerer.processor, {question: answer}, **answerer.images_kwargs).save(path)
             print(f"The tiles of {images[number - 1]}: {path}")
     return answer
+
+
+def _read_schema(path: Path) -> dict | bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def _json_answer(answerer: Answerer, messages: list[dict], schema: dict | bool) -> str:
+    try:
+        from jvlm.structured import AnswerFormats
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    json_format = AnswerFormats(answerer.model, answerer.processor).json(schema)
+    text = "".join(answerer.stream(messages, logits_processor=[json_format]))
+    json_format.parse(text)
+    return text.strip()
