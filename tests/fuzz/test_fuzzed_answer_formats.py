@@ -25,12 +25,13 @@ structured = pytest.importorskip("jvlm.structured")
 WAYS = [
     {},
     {"do_sample": True, "temperature": 3.0, "top_k": 0},
-    {"do_sample": True, "num_return_sequences": 3},
+    {"do_sample": True, "num_return_sequences": 2},
+    {"do_sample": True, "temperature": 3.0, "top_k": 0, "num_return_sequences": 2},
     {"num_beams": 3},
     {"num_beams": 2, "do_sample": True, "temperature": 3.0, "num_return_sequences": 2},
 ]
 # Mostly enough for the longest answers. The small ones cut most of them.
-LENGTHS = st.sampled_from([150, 150, 150, 150, 20, 5])
+LENGTHS = st.sampled_from([120, 120, 120, 120, 20, 5])
 NAMES = st.sampled_from(["digits", "n", "page 1", "ü", 'a"b', "\\", "", "🙂", "/", "Is it sure?"]) | st.text(
     max_size=4
 )
@@ -165,7 +166,7 @@ def check(answer_format, answers, is_valid):
         counts["answers: valid" if error is None else "answers: cut, and reported"] += 1
 
 
-@effort(12, 500)
+@effort(6, 450)
 @given(schema=SCHEMAS, way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
 def test_json_by_random_schemas(answer, schema, way, max_new_tokens, seed):
     torch.manual_seed(seed)
@@ -175,7 +176,7 @@ def test_json_by_random_schemas(answer, schema, way, max_new_tokens, seed):
     check(*found, lambda value, text: validator.is_valid(value) and json.loads(text) == value)
 
 
-@effort(8, 250)
+@effort(4, 220)
 @given(pattern=PATTERNS, way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
 def test_text_by_random_patterns(answer, pattern, way, max_new_tokens, seed):
     torch.manual_seed(seed)
