@@ -1,8 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
-Time that structured answers add to generation: for the vocabulary of Qwen3 and the digit model's, the time to read the
-vocabulary, to make a format, and to mask the logits of a token; and the time per token of the digit model with and
-without a format.
+CPU time that structured answers add to generation, on one thread: for the vocabulary of Qwen3 and the digit model's,
+the time to read the vocabulary, to make a format, and to mask the logits of a step; and the time per step of the digit
+model with and without a format.
 
     python -m benchmarks.structured [--tokens 64] [--batch 8]
 """
@@ -41,10 +41,10 @@ ANSWER = {"title": "Invoice 17", "lines": [{"text": "Paper, A4", "n": 12}, {"tex
 
 
 def seconds(function: Callable) -> tuple[float, object]:
-    """Time of a call, and what it returns."""
-    start = time.perf_counter()
+    """CPU time of a call, and what it returns."""
+    start = time.process_time()
     value = function()
-    return time.perf_counter() - start, value
+    return time.process_time() - start, value
 
 
 def mask_times(model, tokenizer, batch: int) -> dict[str, float]:
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     published = SimpleNamespace(
         generation_config=SimpleNamespace(eos_token_id=tokenizer.eos_token_id), get_output_embeddings=lambda: head
     )
-    print(f"| milliseconds, batches of {args.batch} | digit model | Qwen3's vocabulary |\n|---|---|---|")
+    print(f"| milliseconds of CPU time, batches of {args.batch} | digit model | Qwen3's vocabulary |\n|---|---|---|")
     small = mask_times(model, processor.tokenizer, args.batch)
     large = mask_times(published, tokenizer, args.batch)
     for name, taken in small.items():

@@ -46,7 +46,7 @@ def data_url(image: PIL.Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def conversation(text: str, *images: PIL.Image.Image) -> list[dict]:
+def conversation(text: str, *images: PIL.Image.Image | None) -> list[dict]:
     """A user's message for `apply_chat_template`."""
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": text}]
     return [{"role": "user", "content": content}]
@@ -145,7 +145,7 @@ def save_adapter(folder: Path, output: Path) -> None:
     targets = r".*language_model.*\.(q_proj|down_proj)"
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
     shutil.copytree(folder, output, dirs_exist_ok=True)
-    adapted.save_pretrained(output)
+    adapted.save_pretrained(str(output))
 
 
 def check(layout: str, num_clients: int) -> bool:

@@ -150,7 +150,7 @@ class AnswerFormat(LogitsProcessor):
         ]
         allowed = torch.from_numpy(np.stack(masks)[:, : scores.shape[1]]).to(scores.device)
         masked = scores.masked_fill(~allowed, -torch.inf)
-        if (masked == -torch.inf).all(dim=1).any():
+        if (masked.amax(dim=1) == -torch.inf).any():
             raise ValueError(
                 f"Another setting of generation forbids all tokens that can follow in {self._name}; look at "
                 "`suppress_tokens`, `min_new_tokens`, `bad_words_ids` and other logits processors."
@@ -193,7 +193,7 @@ class AnswerFormat(LogitsProcessor):
         del consumed[same:]
         added = matcher.try_consume_tokens(tokens[same:])
         consumed += tokens[same : same + added]
-        flags = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").astype(bool)
+        flags = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").view(bool)
         if len(consumed) < len(tokens):
             # After the end of an answer, and in beams that search has given up (score -inf).
             flags[:] = False
