@@ -13,7 +13,7 @@ from fuzzing import counts, effort
 from helpers import LAYOUTS, make_image
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor
 
 from jvlm_cli.answering import shipped_model
 
@@ -32,6 +32,7 @@ WAYS = [
 ]
 # Mostly enough for the longest answers. The small ones cut most of them.
 LENGTHS = st.sampled_from([120, 120, 120, 120, 20, 5])
+BATCH = 8
 NAMES = st.sampled_from(["digits", "n", "page 1", "ü", 'a"b', "\\", "", "🙂", "/", "Is it sure?"]) | st.text(
     max_size=4
 )
@@ -119,67 +120,87 @@ SCHEMAS |= SCHEMAS.map(
 )
 
 
+def batches(strategy):
+    return st.lists(strategy, min_size=BATCH, max_size=BATCH)
+
+
 @pytest.fixture(scope="module")
 def digit_model():
     return AutoModelForImageTextToText.from_pretrained(shipped_model()), AutoProcessor.from_pretrained(shipped_model())
 
 
+class EachRow(LogitsProcessor):
+    """Applies a format of its own to each prompt of a batch. The sequences and beams of a prompt lie side by side."""
+
+    def __init__(self, formats):
+        self.formats = formats
+
+    def __call__(self, input_ids, scores):
+        rows = len(input_ids) // len(self.formats)
+        parts = zip(self.formats, input_ids.split(rows), scores.split(rows), strict=True)
+        return torch.cat([one(ids, logits) for one, ids, logits in parts])
+
+
 @pytest.fixture(params=[*LAYOUTS, "digits"])
-def answer(request, build_model, build_processor, digit_model):
-    """A function (name of a format, its argument, settings of `generate`) that returns the format and the answers."""
+def check(request, build_model, build_processor, digit_model):
+    """
+    A function (name of a format, its arguments, whether an answer is valid, settings of `generate`) that fails unless
+    every answer is valid, or is one that was cut and that `parse` rejects for that.
+    """
     if request.param == "digits":
         model, processor = digit_model
     else:
         model, processor = build_model(request.param), build_processor(request.param)
     formats = structured.AnswerFormats(model, processor)
-    text = [" User:<|image|> Which digits are written here? Assistant:", " User: Well? Assistant:"]
-    inputs = processor(images=[[make_image(60, 90)], []], text=text, padding=True, return_tensors="pt")
+    text = [" User:<|image|> Which digits are written here? Assistant:", *[" User: Well? Assistant:"] * (BATCH - 1)]
+    inputs = processor(
+        images=[[make_image(60, 90)], *[[]] * (BATCH - 1)], text=text, padding=True, return_tensors="pt"
+    )
     prompt = inputs["input_ids"].shape[1]
     ends = torch.tensor(model.generation_config.eos_token_id).flatten()
 
-    def run(kind, source, **settings):
-        answer_format = getattr(formats, kind)(source)
-        output = model.generate(**inputs, **{"do_sample": False, **settings}, logits_processor=[answer_format])[
-            :, prompt:
-        ]
-        texts = processor.batch_decode(output, skip_special_tokens=True)
-        return answer_format, [
-            (text, bool(torch.isin(row, ends).any())) for text, row in zip(texts, output, strict=True)
-        ]
+    def run(kind, sources, is_valid, **settings):
+        made = [getattr(formats, kind)(source) for source in sources]
+        settings = {"do_sample": False, **settings, "logits_processor": [EachRow(made)]}
+        output = model.generate(**inputs, **settings)[:, prompt:]
+        rows = len(output) // BATCH
+        for number, tokens in enumerate(output):
+            answer, source = processor.decode(tokens, skip_special_tokens=True), sources[number // rows]
+            has_end = torch.isin(tokens, ends).any()
+            value = error = None
+            try:
+                value = made[number // rows].parse(answer)
+            except ValueError as raised:
+                error = str(raised)
+            if error is None:
+                assert is_valid(source, value, answer.removeprefix(" ")), (source, answer)
+            else:
+                assert not has_end, (source, answer)
+                assert "The answer was cut before its end" in error
+            counts[f"answers, {kind}: " + ("valid" if error is None else "cut, and reported")] += 1
+        counts[f"formats, {kind}"] += BATCH
 
     return run
 
 
-def check(answer_format, answers, is_valid):
-    """Every answer is valid, or it was cut and `parse` says so."""
-    for text, has_end in answers:
-        value = error = None
-        try:
-            value = answer_format.parse(text)
-        except ValueError as raised:
-            error = str(raised)
-        if error is None:
-            assert is_valid(value, text.removeprefix(" ")), text
-        else:
-            assert not has_end, text
-            assert "The answer was cut before its end" in error
-        counts["answers: valid" if error is None else "answers: cut, and reported"] += 1
-
-
-@effort(6, 450)
-@given(schema=SCHEMAS, way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
-def test_json_by_random_schemas(answer, schema, way, max_new_tokens, seed):
-    torch.manual_seed(seed)
+def is_valid_json(schema, value, text: str) -> bool:
     validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
-    counts["schemas"] += 1
-    found = answer("json", schema, **way, max_new_tokens=max_new_tokens)
-    check(*found, lambda value, text: validator.is_valid(value) and json.loads(text) == value)
+    return validator.is_valid(value) and json.loads(text) == value
 
 
-@effort(4, 220)
-@given(pattern=PATTERNS, way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
-def test_text_by_random_patterns(answer, pattern, way, max_new_tokens, seed):
+def is_match(pattern: str, value, text: str) -> bool:
+    return value == text and re.fullmatch(pattern, text) is not None
+
+
+@effort(2, 57)
+@given(schemas=batches(SCHEMAS), way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
+def test_json_by_random_schemas(check, schemas, way, max_new_tokens, seed):
     torch.manual_seed(seed)
-    counts["patterns"] += 1
-    found = answer("regex", pattern, **way, max_new_tokens=max_new_tokens)
-    check(*found, lambda value, text: value == text and re.fullmatch(pattern, text) is not None)
+    check("json", schemas, is_valid_json, **way, max_new_tokens=max_new_tokens)
+
+
+@effort(2, 28)
+@given(patterns=batches(PATTERNS), way=st.sampled_from(WAYS), max_new_tokens=LENGTHS, seed=st.integers(0, 2**32 - 1))
+def test_text_by_random_patterns(check, patterns, way, max_new_tokens, seed):
+    torch.manual_seed(seed)
+    check("regex", patterns, is_match, **way, max_new_tokens=max_new_tokens)
