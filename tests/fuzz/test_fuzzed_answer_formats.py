@@ -53,7 +53,7 @@ def numbers(draw) -> dict:
 def strings(draw) -> dict:
     low = draw(st.integers(0, 4))
     limits = {"type": "string", "minLength": low, "maxLength": low + draw(st.integers(0, 8))}
-    formats = st.sampled_from(["date", "time", "date-time", "uuid", "ipv4"]).map(
+    formats = st.sampled_from(["time", "uuid", "ipv4"]).map(
         lambda name: {"type": "string", "format": name}
     )
     patterns = PATTERNS.map(lambda pattern: {"type": "string", "pattern": f"^(?:{pattern})$"})
@@ -184,7 +184,8 @@ def check(request, build_model, build_processor, digit_model):
 
 
 def is_valid_json(schema, value, text: str) -> bool:
-    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+    draft = jsonschema.Draft202012Validator
+    validator = draft(schema, format_checker=draft.FORMAT_CHECKER)
     return validator.is_valid(value) and json.loads(text) == value
 
 
