@@ -53,9 +53,7 @@ def numbers(draw) -> dict:
 def strings(draw) -> dict:
     low = draw(st.integers(0, 4))
     limits = {"type": "string", "minLength": low, "maxLength": low + draw(st.integers(0, 8))}
-    formats = st.sampled_from(["time", "uuid", "ipv4"]).map(
-        lambda name: {"type": "string", "format": name}
-    )
+    formats = st.sampled_from(["time", "uuid", "ipv4"]).map(lambda name: {"type": "string", "format": name})
     patterns = PATTERNS.map(lambda pattern: {"type": "string", "pattern": f"^(?:{pattern})$"})
     return draw(st.just(limits) | formats | patterns)
 
