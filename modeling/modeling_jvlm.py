@@ -492,6 +492,8 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         """
         if kwargs.pop("spatial_shapes", None) is not None:  # the names that TRL passes on
             kwargs["image_token_positions"] = kwargs.pop("pixel_attention_mask")
+        if kwargs.get("tokenizer") is not None:  # `transformers serve` passes the processor, also for stop strings
+            kwargs["tokenizer"] = getattr(kwargs["tokenizer"], "tokenizer", kwargs["tokenizer"])
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")

@@ -72,13 +72,14 @@ class Answerer:
         self.images_kwargs: dict[str, Any] = {} if max_crops is None else {"max_crops": max_crops}
         self.max_new_tokens = max_new_tokens
 
-    def stream(self, messages: list[dict], max_crops: int | None = None) -> Iterator[str]:
+    def stream(self, messages: list[dict], max_crops: int | None = None, **kwargs) -> Iterator[str]:
         """
         Answers a conversation.
 
         Args:
             messages (`list[dict]`): messages with images, in the format of chat templates.
             max_crops (`int`, *optional*): replaces that of this object.
+            **kwargs: further arguments of `generate`.
 
         Returns:
             `Iterator[str]`: the pieces of the answer. Generation ends when the iterator is closed.
@@ -106,6 +107,7 @@ class Answerer:
                 do_sample=False,
                 max_new_tokens=self.max_new_tokens,
                 streamer=streamer,
+                **kwargs,
                 stopping_criteria=[lambda ids, scores: ids.new_full(ids.shape[:1], is_closed.is_set(), dtype=bool)],
             )
             answer.add_done_callback(lambda _: streamer.end())  # also after an error

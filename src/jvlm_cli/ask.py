@@ -6,8 +6,10 @@ Asks a question about one or more images and prints the answer while it is writt
     jvlm ask left.jpg right.jpg "What is different?" --model jinaai/jina-vlm
     jvlm ask page.png "How many digits are there?" --tiles tiles.png
     jvlm ask page.png "Which digit is at the top left?" --evidence evidence.png
+    jvlm ask page.png "Which digits are written here?" --json-schema schema.json
 """
 
+import json
 from pathlib import Path
 
 from .answering import Answerer, add_model_options, print_answer, user_message
@@ -28,31 +30,49 @@ def main(argv: list[str] | None = None) -> int | None:
         help="also draw where in the image the answer comes from; only for a checkpoint for which it was measured how "
         "often that is right",
     )
+    parser.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="answer in JSON that follows the JSON Schema in this file"
+    )
     add_model_options(parser)
     return None if run(parser, ask, argv) else 1
 
 
-def ask(images: list[str], question: str, tiles: Path | None = None, evidence: Path | None = None, **options) -> str:
+def ask(
+    images: list[str],
+    question: str,
+    tiles: Path | None = None,
+    evidence: Path | None = None,
+    json_schema: Path | None = None,
+    **options,
+) -> str:
     """
     Asks a question about images and prints the answer. Draws the tiles of each image if `tiles` is a path, and where
-    the answer comes from if `evidence` is one.
+    the answer comes from if `evidence` is one. With `json_schema`, the answer is JSON, which is printed once it is
+    complete.
 
     Returns:
         `str`: the answer.
 
     Raises:
-        OSError, ValueError: if the checkpoint or an image cannot be read or a drawing cannot be written, and if
-            `evidence` is given with several images or for a checkpoint without a measurement of it.
+        OSError, ValueError: if the checkpoint, an image or the schema cannot be read, if `max_new_tokens` cuts a JSON
+            answer, if a drawing cannot be written, and if `evidence` is given with several images or for a checkpoint
+            without a measurement of it.
     """
     if evidence is not None and len(images) != 1:
         raise ValueError(f"--evidence needs exactly one image, got {len(images)}.")
+    schema = None if json_schema is None else _read_schema(json_schema)
     answerer = Answerer(**options)
     if evidence is not None:
         from jvlm import EvidenceMeasurement
 
         measurement = EvidenceMeasurement.from_pretrained(answerer.id)
     pixels = [answerer.processor.image_processor.fetch_images(image) for image in images]
-    answer = print_answer(answerer.stream([user_message(pixels, question)]))
+    messages = [user_message(pixels, question)]
+    if schema is None:
+        answer = print_answer(answerer.stream(messages))
+    else:
+        answer = _json_answer(answerer, messages, schema)
+        print(answer)
     if tiles is not None:
         from jvlm import draw_tiles
 
@@ -68,3 +88,21 @@ def ask(images: list[str], question: str, tiles: Path | None = None, evidence: P
         draw_evidence(pixels[0], answerer.processor, found, str(measurement), {question: answer}).save(evidence)
         print(f"Where the answer comes from: {evidence}. {measurement}")
     return answer
+
+
+def _read_schema(path: Path) -> dict | bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def _json_answer(answerer: Answerer, messages: list[dict], schema: dict | bool) -> str:
+    try:
+        from jvlm.structured import AnswerFormats
+    except ModuleNotFoundError as error:
+        raise ValueError(str(error)) from error
+    json_format = AnswerFormats(answerer.model, answerer.processor).json(schema)
+    text = "".join(answerer.stream(messages, logits_processor=[json_format]))
+    json_format.parse(text)
+    return text.strip()

@@ -1,0 +1,204 @@
+# Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
+"""
+Answers in a given format: JSON that follows a schema, text that a regular expression matches, or one of several
+choices. llguidance says which tokens can follow; `pip install 'jvlm[structured]'` installs it.
+"""
+
+import json
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from operator import eq
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LogitsProcessor, PreTrainedModel, ProcessorMixin
+
+
+try:
+    import llguidance
+    import llguidance.hf
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "jvlm.structured needs llguidance; install it with `pip install 'jvlm[structured]'`.", name=error.name
+    ) from error
+
+
+# Models write a space before an answer, as their chat template does. llguidance's own default for JSON allows any
+# amount of whitespace between tokens, with which weak models fill their answers.
+_SPACE = "start: / ?/ answer\nanswer: "
+_JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": " ?"}}
+
+
+class AnswerFormats:
+    r"""
+    Makes [`AnswerFormat`]s for a model. Building it reads the vocabulary, which takes seconds for a large one, so make
+    one per model and use it for all formats.
+
+    Args:
+        model ([`PreTrainedModel`]): the model that answers. Its generation config says which tokens end an answer.
+        processor ([`ProcessorMixin`]): its processor, with a fast tokenizer.
+
+    Raises:
+        ValueError: if the tokenizer is not a fast one, if it has more tokens than the output head, or if no token ends
+            an answer.
+
+    Example:
+
+    ```python
+    >>> from jvlm.structured import AnswerFormats
+
+    >>> formats = AnswerFormats(model, processor)
+    >>> schema = {"type": "object", "properties": {"digits": {"type": "string"}}, "required": ["digits"]}
+    >>> json_format = formats.json(schema)
+    >>> output = model.generate(**inputs, logits_processor=[json_format], max_new_tokens=64)
+    >>> text = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    >>> json_format.parse(text)
+    {'digits': '3 1 4'}
+    ```
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        eos_token_id = model.generation_config.eos_token_id
+        if eos_token_id is None:
+            raise ValueError(
+                "No token ends an answer of this model; set `model.generation_config.eos_token_id` to an id or a list."
+            )
+        rows = model.get_output_embeddings().weight.shape[0]
+        self._vocabulary = llguidance.hf.from_tokenizer(processor.tokenizer, n_vocab=rows, eos_token=eos_token_id)
+
+    def json(self, schema: dict | bool = True) -> "AnswerFormat":
+        """
+        JSON that follows a schema.
+
+        Args:
+            schema (`dict` or `bool`, *optional*, defaults to `True`):
+                JSON Schema, for example the `model_json_schema()` of a Pydantic model; `True` allows any JSON. At most
+                one space stands between the tokens of JSON, unless `schema["x-guidance"]` has other options of
+                llguidance.
+
+        Returns:
+            [`AnswerFormat`]: its `parse` returns the value.
+
+        Raises:
+            ValueError: for an invalid schema, or a keyword in it that llguidance cannot enforce; the message names it.
+        """
+        options = _JSON_OPTIONS if isinstance(schema, dict) else {}
+        text = json.dumps({**options, **schema} if isinstance(schema, dict) else schema)
+        return AnswerFormat(self._vocabulary, f"{_SPACE}%json {text}", "JSON schema", schema, json.loads)
+
+    def regex(self, pattern: str) -> "AnswerFormat":
+        r"""
+        Text that a regular expression matches from start to end.
+
+        Args:
+            pattern (`str`): in the syntax of Rust's `regex`: without look-around, back-references and `\b`.
+
+        Returns:
+            [`AnswerFormat`]: its `parse` returns the text.
+
+        Raises:
+            ValueError: for an invalid pattern; the message names the fault.
+        """
+        grammar = f"{_SPACE}/{llguidance.regex_to_lark(pattern, use_ascii='')}/"
+        return AnswerFormat(self._vocabulary, grammar, "regular expression", pattern, str)
+
+    def choice(self, answers: Sequence[str]) -> "AnswerFormat":
+        """
+        One of several texts.
+
+        Args:
+            answers (`Sequence[str]`): the texts.
+
+        Returns:
+            [`AnswerFormat`]: its `parse` returns the text.
+
+        Raises:
+            ValueError: if `answers` is empty or a single string.
+        """
+        if isinstance(answers, str) or not answers:
+            raise ValueError(f"`answers` must be a list of one or more texts, got {answers!r}.")
+        grammar = _SPACE + " | ".join(map(json.dumps, answers))
+        return AnswerFormat(self._vocabulary, grammar, "choice", list(answers), str)
+
+
+class AnswerFormat(LogitsProcessor):
+    """
+    A logits processor that allows only tokens of answers in a format, in greedy search, sampling, beam search and
+    assisted decoding. Made by [`AnswerFormats`]. It can be used for any number of calls of `generate`, one at a time.
+    """
+
+    def __init__(self, vocabulary: llguidance.LLTokenizer, grammar: str, kind: str, source: Any, read: Callable):
+        self._vocabulary, self._grammar, self._read = vocabulary, grammar, read
+        self._name = f"the {kind} {textwrap.shorten(repr(source), 200)}"
+        self._prompts = torch.empty(0, 0, dtype=torch.long)
+        self._length = 0
+        self._rows: list[tuple[llguidance.LLMatcher, list[int]]] = []
+        if error := llguidance.LLMatcher.validate_grammar(grammar, vocabulary):
+            raise ValueError(f"Cannot write answers in {self._name}: {error.strip()}")
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        length = self._prompts.shape[1]
+        is_same_call = input_ids.shape[1] <= self._length + 1 and torch.equal(input_ids[:, :length], self._prompts)
+        if not is_same_call:
+            self._prompts, length = input_ids, input_ids.shape[1]
+            self._rows = [(self._matcher(), []) for _ in input_ids]
+        self._length = input_ids.shape[1]
+        masks = [
+            self._allowed(row, tokens) for row, tokens in zip(self._rows, input_ids[:, length:].tolist(), strict=True)
+        ]
+        allowed = torch.from_numpy(np.stack(masks)[:, : scores.shape[1]]).to(scores.device)
+        masked = scores.masked_fill(~allowed, -torch.inf)
+        if (masked.amax(dim=1) == -torch.inf).any():
+            raise ValueError(
+                f"Another setting of generation forbids all tokens that can follow in {self._name}; look at "
+                "`suppress_tokens`, `min_new_tokens`, `bad_words_ids` and other logits processors."
+            )
+        return masked
+
+    def parse(self, text: str) -> Any:
+        """
+        Checks an answer and reads it.
+
+        Args:
+            text (`str`): the decoded answer, without special tokens. One space at its start is dropped.
+
+        Returns:
+            `Any`: the value of a JSON answer, the text of others.
+
+        Raises:
+            ValueError: if `max_new_tokens` or a stop string cut the answer, or if it is not in this format at all.
+        """
+        matcher, tokens = self._matcher(), self._vocabulary.greedy_tokenize(text)
+        count = matcher.try_consume_tokens(tokens)
+        if count < len(tokens):
+            wrong = self._vocabulary.decode_str(tokens[count:])
+            raise ValueError(f"The answer {text!r} is not in {self._name}: it cannot go on with {wrong!r}.")
+        if not matcher.is_accepting():
+            raise ValueError(
+                f"The answer was cut before its end, {text!r}; increase `max_new_tokens`, or limit the length in "
+                f"{self._name}."
+            )
+        return self._read(text.removeprefix(" "))
+
+    def _matcher(self) -> llguidance.LLMatcher:
+        return llguidance.LLMatcher(self._vocabulary, self._grammar)
+
+    def _allowed(self, row: tuple[llguidance.LLMatcher, list[int]], tokens: list[int]) -> np.ndarray:
+        """The tokens that may follow these, as flags. The matcher of the row has read similar ones before."""
+        matcher, consumed = row
+        same = sum(takewhile(bool, map(eq, tokens, consumed)))
+        matcher.rollback(len(consumed) - same)
+        del consumed[same:]
+        added = matcher.try_consume_tokens(tokens[same:])
+        consumed += tokens[same : same + added]
+        flags = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").view(bool)
+        if len(consumed) < len(tokens):
+            # After the end of an answer, and in beams that search has given up (score -inf).
+            flags[:] = False
+            flags[self._vocabulary.eos_tokens] = True
+        return flags
+
+
+__all__ = ["AnswerFormat", "AnswerFormats"]
