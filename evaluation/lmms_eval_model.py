@@ -1,14 +1,11 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The model `jvlm` of lmms-eval: `lmms-eval --model jvlm --model_args pretrained=ID --tasks ...`."""
 
-import hashlib
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
 import torch
 import transformers
 from accelerate import Accelerator
@@ -19,6 +16,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import jvlm  # registers the classes
+
+from .answer_file import AnswerFile
+from .checkpoint import checkpoint_files
+
+
+logger = logging.get_logger(__name__)
 
 
 class JinaVLM(lmms):
@@ -77,7 +80,7 @@ class JinaVLM(lmms):
         if answers is not None:
             path = Path(answers)
             path = path if self.world_size == 1 else path.with_stem(f"{path.stem}-{self.rank}")
-            self.answers = AnswerFile(path, [*self._identity(pretrained), self.images_kwargs])
+            self.answers = AnswerFile(path, [self._identity(pretrained), self.images_kwargs])
 
     @property
     def tokenizer(self):
@@ -88,34 +91,34 @@ class JinaVLM(lmms):
         Answers the requests of all tasks, in batches of requests with the same settings of `generate`.
 
         Raises:
-            ValueError: if a message has video or audio, or `generate` does not know a setting.
+            ValueError: if a message has video or audio.
         """
         groups = defaultdict(list)
         for index, request in enumerate(requests):
             groups[json.dumps(request.args[2], sort_keys=True)].append(index)
-        results: list[GenerationResult | None] = [None] * len(requests)
+        results: dict[int, GenerationResult] = {}
         progress = logging.tqdm(total=len(requests), desc="Answers", disable=self.rank > 0)
         for indices in groups.values():
             settings, stops = self._settings(requests[indices[0]].args[2])
+            file = None if settings["do_sample"] else self.answers
             waiting: list[tuple[int, list[dict], str]] = []
-            for number, index in enumerate(indices, start=1):
+            for index in indices:
                 messages = self._messages(requests[index])
-                key = self.answers.key(messages, settings, stops) if self.answers else ""
-                if self.answers and not settings["do_sample"] and key in self.answers:
-                    results[index] = self.answers[key]
-                    progress.update()
+                key = file.key(messages, {**settings, "until": stops}) if file else ""
+                if file and (found := file.get(key)):
+                    results[index] = _result(*found)
                 else:
                     waiting.append((index, messages, key))
-                if waiting and (len(waiting) == self.batch_size or number == len(indices)):
-                    found = self._generate([messages for _, messages, _ in waiting], settings, stops)
-                    for (index, _, key), result in zip(waiting, found, strict=True):
-                        results[index] = result
-                        if self.answers and not settings["do_sample"]:
-                            self.answers.append(key, result)
-                    progress.update(len(waiting))
+                if waiting and (len(waiting) == self.batch_size or index == indices[-1]):
+                    answers = self._generate([messages for _, messages, _ in waiting], settings, stops)
+                    for (place, _, key), answer in zip(waiting, answers, strict=True):
+                        results[place] = _result(*answer)
+                        if file:
+                            file.append(key, *answer)
                     waiting = []
+                progress.update(len(results) - progress.n)
         progress.close()
-        return results
+        return [results[index] for index in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise NotImplementedError(
@@ -128,17 +131,18 @@ class JinaVLM(lmms):
 
     def _identity(self, pretrained: str) -> list:
         """What tells one checkpoint and its numerics from another, for the file of answers."""
-        files = sorted(Path(pretrained).iterdir()) if Path(pretrained).is_dir() else []
-        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-        versions = [jvlm.__version__, transformers.__version__, torch.__version__]
         config = self.model.config
-        numerics = [str(self.model.dtype), self.device.type, config._attn_implementation]
-        return [stats or [pretrained, getattr(config, "_commit_hash", None)], versions, numerics]
+        checkpoint = checkpoint_files(pretrained) or [pretrained, getattr(config, "_commit_hash", None)]
+        versions = [jvlm.__version__, transformers.__version__, torch.__version__]
+        return [checkpoint, versions, str(self.model.dtype), self.device.type, config._attn_implementation]
 
     def _settings(self, kwargs: dict) -> tuple[dict, list[str]]:
         """The arguments of `generate` and the stop sequences for the generation arguments of a task."""
         settings = {"max_new_tokens": self.max_new_tokens, **kwargs}
         until = settings.pop("until", None) or []
+        for name in [name for name in settings if not hasattr(self.model.generation_config, name)]:
+            logger.warning_once(f"`{name}` of the task's generation arguments is no argument of `generate`. Ignored.")
+            del settings[name]  # tasks have arguments for other models, such as LLaVA's `image_aspect_ratio`
         # The harness adds "\n\n", its delimiter of examples, to every task. Its chat models do not stop there.
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop.strip()]
         if not settings.get("do_sample", (settings.get("temperature") or 0) > 0) or settings.get("temperature") == 0:
@@ -159,7 +163,8 @@ class JinaVLM(lmms):
         return messages
 
     @torch.no_grad()
-    def _generate(self, conversations: list[list[dict]], settings: dict, stops: list[str]) -> list[GenerationResult]:
+    def _generate(self, conversations: list[list[dict]], settings: dict, stops: list[str]) -> list[tuple[str, int]]:
+        """An answer and its number of tokens for each conversation."""
         inputs = self.processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
@@ -171,65 +176,14 @@ class JinaVLM(lmms):
         stopping = {"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}
         output = self.model.generate(**inputs, **settings, **stopping)[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(output, skip_special_tokens=True)
-        lengths = (output != self.model.generation_config.pad_token_id).sum(dim=1).tolist()
-        results = []
-        for text, length in zip(texts, lengths, strict=True):
-            for stop in stops:
-                text = text.split(stop)[0]
-            results.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=length)))
-        return results
+        lengths = (output != self.tokenizer.pad_token_id).sum(dim=1).tolist()
+        for stop in stops:
+            texts = [text.split(stop)[0] for text in texts]
+        return list(zip(texts, lengths, strict=True))
 
 
-class AnswerFile:
-    """
-    Answers by the hash of what was asked, in a JSONL file. A line is written in one piece before the next batch is
-    generated. What an interrupted run left of a line is deleted.
-
-    Args:
-        path (`Path`): the file; its folder is made if needed.
-        identity (`list`): what is part of every hash, as JSON.
-    """
-
-    def __init__(self, path: Path, identity: list):
-        self.identity = json.dumps(identity)
-        self.found: dict[str, GenerationResult] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("ab+")
-        self.file.seek(0)
-        complete = 0
-        for line in self.file:
-            if not line.endswith(b"\n"):
-                break
-            complete += len(line)
-            row = json.loads(line)
-            counts = TokenCounts(output_tokens=row["tokens"])
-            self.found[row["key"]] = GenerationResult(text=row["answer"], token_counts=counts)
-        self.file.truncate(complete)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.found
-
-    def __getitem__(self, key: str) -> GenerationResult:
-        return self.found[key]
-
-    def key(self, messages: list[dict], settings: dict, stops: list[str]) -> str:
-        """The hash of a conversation with the pixels of its images, of the settings, and of the identity."""
-        digest = hashlib.sha256(json.dumps([self.identity, settings, stops], sort_keys=True).encode())
-        digest.update(json.dumps(messages, default=_image_hash, ensure_ascii=True).encode())
-        return digest.hexdigest()
-
-    def append(self, key: str, result: GenerationResult) -> None:
-        """Adds an answer. It is in the file when this returns."""
-        self.found[key] = result
-        tokens = result.token_counts.output_tokens if result.token_counts else None
-        line = json.dumps({"key": key, "answer": result.text, "tokens": tokens}, ensure_ascii=False) + "\n"
-        self.file.write(line.encode())
-        self.file.flush()
-        os.fsync(self.file.fileno())
+def _result(text: str, tokens: int) -> GenerationResult:
+    return GenerationResult(text=text, token_counts=TokenCounts(output_tokens=tokens))
 
 
-def _image_hash(image: PIL.Image.Image) -> list:
-    return [image.mode, image.size, hashlib.sha256(image.tobytes()).hexdigest()]
-
-
-__all__ = ["AnswerFile", "JinaVLM"]
+__all__ = ["JinaVLM"]
