@@ -37,7 +37,9 @@ class AnswerFile:
                 row = json.loads(line)
                 self.found[row["key"]] = row["answer"], row["tokens"]
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"Line {number} of {path} is no answer of an evaluation. Name another file.") from error
+                raise ValueError(
+                    f"Line {number} of {path} is no answer of an evaluation. Name another file."
+                ) from error
         self.file.truncate(complete)
 
     def key(self, messages: list[dict], settings: dict) -> str:

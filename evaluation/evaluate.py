@@ -246,7 +246,10 @@ def markdown(outcomes: list[Outcome], settings: Settings) -> str:
 
 def description() -> str:
     """The benchmarks as a Markdown table: what measures them, and the paper's numbers."""
-    lines = ["| benchmark | harness | task | split | suffix | tokens | metric | published |", "|---|---|---|---|---|---:|---|---:|"]
+    lines = [
+        "| benchmark | harness | task | split | suffix | tokens | metric | published |",
+        "|---|---|---|---|---|---:|---|---:|",
+    ]
     for each in BENCHMARKS:
         suffix = "" if each.suffix is None else f"`{json.dumps(each.suffix)[1:-1]}`" if each.suffix else "none"
         metrics = ", ".join(f"`{metric}`" for metric in each.metrics) + (" by a judge" if each.judge else "")

@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""What the entry point `lmms_eval.models` names: lmms-eval calls it when it starts, and loads the class when needed."""
+"""What the entry point `lmms_eval.models` names: lmms-eval calls it at its start, and loads the class later."""
 
 from typing import Any
 

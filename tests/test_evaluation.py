@@ -1,16 +1,17 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The command `jvlm evaluate`, with a stand-in for the harnesses. tests/harness has those with the real ones."""
 
+import itertools
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
 import PIL.Image
 import pytest
-import tomllib
 
 from jvlm.evaluation import evaluate as program
 from jvlm.evaluation.answer_file import AnswerFile
@@ -34,7 +35,7 @@ def harness(monkeypatch):
             self.rows, self.status, self.runs = 100, 0, []
 
         def run(self, argv, cwd):
-            given = dict(zip(argv, argv[1:], strict=False))
+            given = dict(itertools.pairwise(argv))
             task = given["--tasks"]
             if Path(task).is_dir():
                 self.task_file = json.loads((Path(task) / "task.yaml").read_text())

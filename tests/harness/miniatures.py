@@ -1,6 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Miniature data sets in the formats that tasks of lmms-eval read, with digit pages as images."""
 
+import itertools
 from pathlib import Path
 
 import datasets
@@ -53,12 +54,13 @@ def write_miniatures(folder: Path, num_rows: int = 24) -> None:
             {"image": Image(), "question": text, "answers": Sequence(text), "question_id": Value("int64")},
         ),
     }
-    for index, (page, following) in enumerate(zip(pages, pages[1:], strict=False)):
+    for index, (page, following) in enumerate(itertools.pairwise(pages)):
         options, place = _choice(page, index)
-        read, largest = page.answer(READ), page.answer(LARGEST)
+        largest, digits = page.answer(LARGEST), [str(digit) for digit in range(10)]
         rows = {
             "ai2d": {"image": page.image, "question": COUNT, "options": options, "answer": str(place)},
-            "docvqa_val": {"image": page.image, "question": READ, "answers": [read, read.replace(" ", "")]},
+            # Every digit is right, or none: half of the points for a model that answers with a digit.
+            "docvqa_val": {"image": page.image, "question": READ, "answers": digits if index % 2 else ["none"]},
             "chartqa": {
                 "image": page.image,
                 "question": LARGEST,

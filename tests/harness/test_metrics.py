@@ -114,7 +114,10 @@ def vqa_of_the_paper(answers: list[str], prediction: str) -> float:
 
 
 @CASES
-@given(st.lists(st.sampled_from(["red", "blue", "42", "no sign"]), min_size=10, max_size=10), st.sampled_from(["red", "42", "no"]))
+@given(
+    st.lists(st.sampled_from(["red", "blue", "42", "no sign"]), min_size=10, max_size=10),
+    st.sampled_from(["red", "42", "no"]),
+)
 def test_vqa_score(answers, prediction):
     doc = {"answers": list(answers), "question_id": 1}
     found = textvqa_process_results(doc, [prediction])["exact_match"]
@@ -123,7 +126,13 @@ def test_vqa_score(answers, prediction):
 
 def test_vqa_score_normalizes_as_the_official_program():
     """Articles and punctuation are dropped, number words are read: the ten answers are those of the right column."""
-    for prediction, answer in [("The dog", "dog"), ("two", "2"), ("dont", "don't"), ("1,000", "1000"), ("Yes.", "yes")]:
+    for prediction, answer in [
+        ("The dog", "dog"),
+        ("two", "2"),
+        ("dont", "don't"),
+        ("1,000", "1000"),
+        ("Yes.", "yes"),
+    ]:
         doc = {"answers": [answer] * 10, "question_id": 1}
         assert textvqa_process_results(doc, [prediction])["exact_match"] == 1, prediction
 

@@ -109,7 +109,7 @@ def test_arguments_for_other_models_are_told(model, monkeypatch):
 
 def test_what_the_model_does_not_take(model):
     video = [{"role": "user", "content": [{"type": "video", "url": "a.mp4"}, {"type": "text", "text": READ}]}]
-    with pytest.raises(ValueError, match="Row 0 of the task task has video. JinaVLM takes images and text"):
+    with pytest.raises(ValueError, match=r"Row 0 of the task task has video\. JinaVLM takes images and text"):
         answers(model, [video])
     with pytest.raises(NotImplementedError, match="hf-multimodal"):
         model.loglikelihood([])

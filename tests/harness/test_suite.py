@@ -30,7 +30,7 @@ def run(*arguments: str, cwd: Path) -> str:
 
 
 def results(folder: Path) -> dict:
-    [file] = [file for file in folder.rglob("*results*.json")]
+    [file] = folder.rglob("*results*.json")
     return json.loads(file.read_text())["results"]
 
 
@@ -81,7 +81,7 @@ def test_the_paper_on_miniatures_end_to_end(tmp_path):
     ours = {row[2]: row[4] for row in rows[1:] if row[4]}
     assert set(ours) == {"AI2D", "ChartQA", "TextVQA", "DocVQA", "MuirBench", "POPE"}
     assert all(0 <= float(score) <= 100 for score in ours.values())
-    assert float(ours["AI2D"]) + float(ours["DocVQA"]) + float(ours["ChartQA"]) > 0  # of a model that reads digits
+    assert ours["DocVQA"] == "50.0"  # see `write_miniatures`
     # Nothing is run a second time. What has lost its result goes on from the answers.
     (tmp_path / "out" / "ai2d" / "result.json").unlink()
     answers = (tmp_path / "out" / "ai2d" / "answers.jsonl").read_text()
