@@ -9,6 +9,7 @@ import tomllib
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import PIL.Image
 import pytest
@@ -37,16 +38,15 @@ def harness(monkeypatch):
         def run(self, argv, cwd):
             given = dict(itertools.pairwise(argv))
             task = given["--tasks"]
-            if Path(task).is_dir():
-                self.task_file = json.loads((Path(task) / "task.yaml").read_text())
-                task = self.task_file["task"]
+            if task.endswith("_local"):
+                self.task_file = json.loads((Path(given["--include_path"]) / f"{task}.yaml").read_text())
             self.runs.append(task)
-            if task in self.scores:
+            if score := self.scores.get(task.removesuffix("_local")):
                 effective = min(self.rows, int(given.get("--limit", self.rows)))
                 counts = {task: {"original": 100, "effective": effective}}
                 folder = Path(given["--output_path"]) / "model"
                 folder.mkdir(parents=True)
-                results = {"results": {task: self.scores[task]}, "n-samples": counts}
+                results = {"results": {task: score}, "n-samples": counts}
                 (folder / "20260101_000000_results.json").write_text(json.dumps(results))
                 (folder / "20260101_000000_samples.jsonl").write_text("")
             return subprocess.CompletedProcess(argv, self.status)
@@ -212,16 +212,26 @@ def test_a_missing_harness_is_named(monkeypatch, tmp_path, capsys):
     assert "lmms-eval is not installed; pip install 'jvlm[evaluate]'" in capsys.readouterr().out
 
 
-def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path):
-    (tmp_path / "data" / "docvqa_val").mkdir(parents=True)
-    scores = measure(["ai2d", "docvqa", "arc-c"], data_dir=str(tmp_path / "data"))
+def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path, monkeypatch):
+    package, data = tmp_path / "lmms_eval", tmp_path / "data"
+    monkeypatch.setattr(program, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(package)]))
+    installed = package / "tasks" / "docvqa" / "val.yaml"
+    installed.parent.mkdir(parents=True)
+    installed.write_text('include: template\ntask: "docvqa_val"\n')
+    (installed.parent / "lite.yaml").write_text("task: docvqa_val_lite\n")
+    (data / "docvqa_val").mkdir(parents=True)
+    scores = measure(["ai2d", "docvqa", "arc-c"], data_dir=str(data))
     assert scores == {"AI2D": None, "DocVQA": 25.0, "ARC-C": None}
     assert harness.task_file == {
-        "task": "docvqa_val",
-        "dataset_path": str(tmp_path / "data" / "docvqa_val"),
+        "include": str(installed),
+        "task": "docvqa_val_local",
+        "dataset_path": str(data / "docvqa_val"),
         "dataset_name": None,
         "dataset_kwargs": {"load_from_disk": True},
     }
+    installed.unlink()
+    with pytest.raises(ValueError, match="0 task files of lmms-eval have the task docvqa_val, expected one"):
+        measure(["docvqa"], data_dir=str(data), limit=1)
 
 
 def test_scores_are_on_the_scale_of_the_paper():
