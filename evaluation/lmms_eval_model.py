@@ -103,6 +103,7 @@ class JinaVLM(lmms):
             file = None if settings["do_sample"] else self.answers
             waiting: list[tuple[int, list[dict], str]] = []
             for index in indices:
+                before = len(results)
                 messages = self._messages(requests[index])
                 key = file.key(messages, {**settings, "until": stops}) if file else ""
                 if file and (found := file.get(key)):
@@ -116,7 +117,7 @@ class JinaVLM(lmms):
                         if file:
                             file.append(key, *answer)
                     waiting = []
-                progress.update(len(results) - progress.n)
+                progress.update(len(results) - before)
         progress.close()
         return [results[index] for index in range(len(requests))]
 

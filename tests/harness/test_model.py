@@ -118,7 +118,7 @@ def test_what_the_model_does_not_take(model):
 
 
 def test_an_interrupted_run_goes_on(tmp_path, monkeypatch, model):
-    logging.disable_progress_bar()
+    monkeypatch.setattr(logging, "_tqdm_active", False)  # as HF_HUB_DISABLE_PROGRESS_BARS does
     file = tmp_path / "answers.jsonl"
     conversations = [content([page.image], READ) for page in PAGES[:10]]
     calls = []

@@ -33,7 +33,10 @@ def task_files(harness: str, task: str) -> list[dict]:
     else:
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        settings = load_yaml(task_managers()[harness].task_index[task].yaml_path, resolve_func=False)
+        entry = task_managers()[harness].task_index[task]
+        if entry.yaml_path is None:  # a tag, whose tasks it knows
+            return [file for each in entry.tags for file in task_files(harness, each)]
+        settings = load_yaml(entry.yaml_path, resolve_func=False)
     if "group" in settings and "dataset_path" not in settings:
         return [file for each in settings["task"] for file in task_files(harness, each)]
     return [settings]
