@@ -88,8 +88,6 @@ def command(benchmark: Benchmark, settings: Settings, folder: Path) -> list[str]
     model_args = {"pretrained": settings.model, "dtype": dtype, "max_crops": settings.max_crops}
     if is_chat:
         model_args["answers"] = str(folder / "answers.jsonl")
-    else:
-        del model_args["max_crops"]  # text only
     for name, value in model_args.items():
         if any(sign in str(value) for sign in ",="):
             raise ValueError(f"The harnesses cannot read `{name}` with a comma or an equals sign: {value}")
@@ -99,7 +97,7 @@ def command(benchmark: Benchmark, settings: Settings, folder: Path) -> list[str]
         task, include_path = f"{benchmark.task}_local", str(folder / "task")
     start = ["lmms_eval", "--model", "jvlm", "--verbosity", "WARNING"]
     if not is_chat:
-        start = ["jvlm.evaluation.lm_eval", "run", "--model", "hf-multimodal", "--apply_chat_template"]
+        start = ["jvlm.evaluation.lm_eval", "run", "--model", "jvlm", "--apply_chat_template"]
     optional = {"--limit": settings.limit, "--device": settings.device, "--include_path": include_path}
     return [
         sys.executable,

@@ -113,8 +113,8 @@ def test_commands(tmp_path):
         *("--output_path", str(tmp_path / "harness"), "--log_samples", "--limit", "20", "--device", "cpu"),
     ]
     of_text = command(ARC, settings, tmp_path)
-    assert of_text[1:6] == ["-m", "jvlm.evaluation.lm_eval", "run", "--model", "hf-multimodal"]
-    assert "pretrained=ID,dtype=bfloat16" in of_text
+    assert of_text[1:6] == ["-m", "jvlm.evaluation.lm_eval", "run", "--model", "jvlm"]
+    assert "pretrained=ID,dtype=bfloat16,max_crops=4" in of_text
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(harness, tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(harness, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert harness.runs == []
     assert list(tmp_path.iterdir()) == []
-    assert printed.count(" -m lmms_eval ") + printed.count("not run: ") + printed.count(" run --model hf-") == len(
+    assert printed.count(" -m lmms_eval ") + printed.count("not run: ") + printed.count(" run --model jvlm") == len(
         BENCHMARKS
     )
 
