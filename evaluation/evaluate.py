@@ -24,10 +24,11 @@ from pathlib import Path
 from jvlm_cli.command_line import argument_parser, run
 
 from .benchmarks import BENCHMARKS, Benchmark
-from .checkpoint import checkpoint_files
+from .fingerprint import files_of
 
 
 PACKAGES = {"lmms-eval": "lmms_eval", "lm-eval": "lm_eval"}
+RESULTS = re.compile(r"\d{8}_\d{6}_results\.json|results_[\dT.-]+\.json")  # of lmms-eval, of lm-eval
 
 
 @dataclass
@@ -126,7 +127,7 @@ def reason_not_to_run(benchmark: Benchmark, settings: Settings) -> str:
     return ""
 
 
-def write_local_task(benchmark: Benchmark, data: Path, folder: Path) -> None:
+def write_local_task(benchmark: Benchmark, data: str, folder: Path) -> None:
     """
     Writes a task file: the task of lmms-eval on the data in a folder. It has a name of its own, because the harness
     prefers its tasks to others of the same name.
@@ -139,7 +140,7 @@ def write_local_task(benchmark: Benchmark, data: Path, folder: Path) -> None:
     files = [file for file in Path(package, "tasks").rglob("*.yaml") if pattern.search(file.read_text("utf-8"))]
     if len(files) != 1:
         raise ValueError(f"{len(files)} task files of lmms-eval have the task {benchmark.task}, expected one.")
-    task = {"include": str(files[0]), "task": f"{benchmark.task}_local", "dataset_path": str(data)}
+    task = {"include": str(files[0]), "task": f"{benchmark.task}_local", "dataset_path": data}
     folder.mkdir(exist_ok=True)
     text = json.dumps({**task, "dataset_name": None, "dataset_kwargs": {"load_from_disk": True}})  # JSON is YAML
     (folder / f"{benchmark.task}_local.yaml").write_text(text)
@@ -152,7 +153,8 @@ def measure(benchmark: Benchmark, settings: Settings, folder: Path) -> Outcome:
     """
     described = json.loads(json.dumps([asdict(benchmark), asdict(settings)], default=lambda each: each.__name__))
     versions = {name: version(name) for name in ("jvlm", "transformers", PACKAGES[benchmark.harness])}
-    identity = [described, checkpoint_files(settings.model), versions]
+    data = str(Path(settings.data_dir) / str(benchmark.task)) if settings.data_dir else None
+    identity = [described, versions, *map(files_of, (settings.model, settings.include_path, data))]
     result_file, output = folder / "result.json", folder / "harness"
     if result_file.is_file():
         result = json.loads(result_file.read_text())
@@ -161,11 +163,11 @@ def measure(benchmark: Benchmark, settings: Settings, folder: Path) -> Outcome:
         result_file.unlink()
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    if settings.data_dir:
-        write_local_task(benchmark, Path(settings.data_dir) / str(benchmark.task), folder / "task")
+    if data:
+        write_local_task(benchmark, data, folder / "task")
     # Tasks write files into the working folder. What they find there must not hide a package.
     status = subprocess.run(command(benchmark, settings, folder), cwd=output).returncode
-    files = [file for file in output.rglob("*.json") if "results" in file.name.split(".")[0].split("_")]
+    files = [file for file in output.rglob("*.json") if RESULTS.fullmatch(file.name)]
     if status or len(files) != 1:  # lmms-eval prints errors, but exits with 0
         return Outcome(benchmark, None, f"{benchmark.harness} failed, see above", has_failed=True)
     try:

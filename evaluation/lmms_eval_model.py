@@ -18,7 +18,7 @@ from transformers.utils import logging
 import jvlm  # registers the classes
 
 from .answer_file import AnswerFile
-from .checkpoint import checkpoint_files
+from .fingerprint import files_of
 
 
 logger = logging.get_logger(__name__)
@@ -133,7 +133,7 @@ class JinaVLM(lmms):
     def _identity(self, pretrained: str) -> list:
         """What tells one checkpoint and its numerics from another, for the file of answers."""
         config = self.model.config
-        checkpoint = checkpoint_files(pretrained) or [pretrained, getattr(config, "_commit_hash", None)]
+        checkpoint = files_of(pretrained) or [pretrained, getattr(config, "_commit_hash", None)]
         versions = [jvlm.__version__, transformers.__version__, torch.__version__]
         return [checkpoint, versions, str(self.model.dtype), self.device.type, config._attn_implementation]
 

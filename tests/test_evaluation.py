@@ -17,8 +17,8 @@ import pytest
 from jvlm.evaluation import evaluate as program
 from jvlm.evaluation.answer_file import AnswerFile
 from jvlm.evaluation.benchmarks import BENCHMARKS
-from jvlm.evaluation.checkpoint import checkpoint_files
 from jvlm.evaluation.evaluate import Settings, choose, command, description, evaluate, main, read_score
+from jvlm.evaluation.fingerprint import files_of
 
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,7 @@ def harness(monkeypatch):
                 results = {"results": {task: score}, "n-samples": counts}
                 (folder / "20260101_000000_results.json").write_text(json.dumps(results))
                 (folder / "20260101_000000_samples.jsonl").write_text("")
+                (folder / "task_results.json").write_text("{}")  # as some tasks write
             return subprocess.CompletedProcess(argv, self.status)
 
     stand_in = Harness()
@@ -229,6 +230,11 @@ def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path, monkey
         "dataset_name": None,
         "dataset_kwargs": {"load_from_disk": True},
     }
+    assert measure(["docvqa"], data_dir=str(data))
+    assert len(harness.runs) == 1
+    (data / "docvqa_val" / "state.json").write_text("{}")  # other data
+    assert measure(["docvqa"], data_dir=str(data))
+    assert len(harness.runs) == 2
     installed.unlink()
     with pytest.raises(ValueError, match="0 task files of lmms-eval have the task docvqa_val, expected one"):
         measure(["docvqa"], data_dir=str(data), limit=1)
@@ -283,9 +289,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path, line):
     assert path.read_text() == line
 
 
-def test_the_files_of_a_checkpoint(tmp_path):
-    assert checkpoint_files("jinaai/jina-vlm") == []
-    (tmp_path / "config.json").write_text("{}")
+def test_the_files_of_a_folder(tmp_path):
+    assert files_of("jinaai/jina-vlm") == files_of(None) == []
     (tmp_path / "samples").mkdir()
-    [[name, size, _]] = checkpoint_files(str(tmp_path))
-    assert (name, size) == ("config.json", 2)
+    (tmp_path / "samples" / "a.txt").write_text("abc")
+    [[name, size, _]] = files_of(str(tmp_path))
+    assert (name, size) == ("samples/a.txt", 3)
