@@ -13,6 +13,7 @@ from miniatures import write_miniatures
 from examples.digits.evaluate import MODEL, evaluate, rows_of
 from examples.digits.pages import COUNT, held_out_pages
 from examples.digits.tasks import write_tasks
+from jvlm_cli.answering import Answerer, user_message
 
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed; `make harness` installs it.")
@@ -116,9 +117,9 @@ metric_list: [{{metric: acc}}]
 
 
 def test_text_only_benchmarks_run_with_lm_eval(tmp_path):
-    """The description of a page as text instead of an image, as the digit model learnt it; generated and chosen."""
+    """The digits of a page as text instead of an image; the answer is generated, or chosen by its likelihood."""
     rows = rows_of(held_out_pages(12), [COUNT])
-    data = tmp_path / "rows.jsonl"
+    data, answerer = tmp_path / "rows.jsonl", Answerer(device="cpu", max_new_tokens=8)
     texts = [(" / ".join(" ".join(map(str, line)) for line in page.lines), page.answer(COUNT)) for page, _ in rows]
     data.write_text("".join(json.dumps({"question": text + COUNT, "answer": answer}) + "\n" for text, answer in texts))
     for name, text in ("gsm8k", TEXT_TASK), ("arc_challenge", CHOICE_TASK):
@@ -130,5 +131,8 @@ def test_text_only_benchmarks_run_with_lm_eval(tmp_path):
         cwd=tmp_path,
     )
     scores = {name: json.loads((tmp_path / "out" / name / "result.json").read_text()) for name in ("gsm-8k", "arc-c")}
-    assert scores["gsm-8k"]["score"] > 50
+    given = ["".join(answerer.stream([user_message([], text + COUNT)])).strip() for text, _ in texts]
+    right = sum(text == answer for text, (_, answer) in zip(given, texts, strict=True))
+    assert scores["gsm-8k"]["score"] == pytest.approx(100 * right / len(texts))
+    assert right > 0
     assert 0 <= scores["arc-c"]["score"] <= 100
