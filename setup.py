@@ -16,7 +16,7 @@ class Unlinked(Distribution):
         super().parse_config_files(*args, **kwargs)
         folders = {name: name.removeprefix("jvlm.") for name in self.packages}
         folders["jvlm.shipped_model"] = "examples/digits/model"
-        self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli"}
+        self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli", "jvlm_vllm": "src/jvlm_vllm"}
 
 
 if __name__ == "__main__":

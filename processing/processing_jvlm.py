@@ -203,13 +203,17 @@ class JinaVLMProcessor(ProcessorMixin):
             for rows, cols in (geometry.pooled_grid, geometry.stitched_grid(grid))
         )
 
+    def with_bos_token(self, prompt: str) -> str:
+        """The prompt, with the BOS token at its start if `add_bos_token` is set and the prompt lacks it."""
+        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
+        return bos_token + prompt if self.add_bos_token and not prompt.startswith(bos_token) else prompt
+
     def get_text_with_replacements(self, text: list[str], *args, **kwargs) -> tuple[list[str], list[list[dict]]]:
         """Also prepends the BOS token (`add_bos_token`), and counts it in the offsets that assistant masks need."""
         text, offsets = super().get_text_with_replacements(text, *args, **kwargs)
-        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
-        for index, prompt in enumerate(text if self.add_bos_token else []):
-            if not prompt.startswith(bos_token):
-                text[index] = bos_token + prompt
+        for index, prompt in enumerate(text):
+            text[index] = self.with_bos_token(prompt)
+            if bos_token := text[index].removesuffix(prompt):
                 for entry in offsets[index]:
                     entry["new_span"] = tuple(offset + len(bos_token) for offset in entry["new_span"])
                 entry = {"type": "text", "span": (0, 0), "new_span": (0, len(bos_token))}
