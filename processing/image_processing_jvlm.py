@@ -245,7 +245,8 @@ class JinaVLMImageProcessor(PilBackend):
     def canvas_sizes(self, images_kwargs: dict[str, Any] | None = None) -> list[tuple[int, int]]:
         """Heights and widths in pixels of images that fit a grid of tiles exactly, one for each possible grid."""
         settings = self._checked_settings(images_kwargs)
-        return [_geometry(settings).canvas_size(grid) for grid in possible_grids(settings.max_crops)]
+        grids = possible_grids(settings.max_crops).tolist()
+        return [_geometry(settings).canvas_size(grid) for grid in grids]
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""

@@ -169,18 +169,22 @@ class JinaVLMProcessor(ProcessorMixin):
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
         """Also rejects an empty list, expanded image tokens and unpaired surrogates, and names the prompt."""
         super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None:
+            self.check_prompts(text, 0 if images is None else len(make_flat_list_of_images(images)))
+
+    def check_prompts(self, text: list[str], num_images: int) -> None:
+        """Raises a `ValueError` unless the prompts have one placeholder per image and nothing that is reserved."""
         # Transformers checks the numbers itself since 5.21.
-        num_placeholders = sum(prompt.count(self.image_token) for prompt in text or [])
-        num_images = 0 if images is None else len(make_flat_list_of_images(images))
-        if text is not None and num_placeholders != num_images:
+        num_placeholders = sum(prompt.count(self.image_token) for prompt in text)
+        if num_placeholders != num_images:
             found = f"{num_images} images" if num_images else "no images were passed"
             raise ValueError(
                 f"The prompts have {num_placeholders} {self.image_token} tokens in the text but {found}. The number "
                 f"of {self.image_token} tokens in the prompts should be the same as the number of images."
             )
-        if text is not None and not text:
+        if not text:
             raise ValueError("`text` is an empty list; pass at least one prompt.")
-        for index, prompt in enumerate(text or []):
+        for index, prompt in enumerate(text):
             if surrogate := re.search("[\ud800-\udfff]", prompt):
                 raise ValueError(
                     f"Prompt {index} contains {surrogate[0]!r}, an unpaired surrogate; remove it, for example with "

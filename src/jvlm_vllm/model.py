@@ -3,7 +3,9 @@
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import PIL.Image
 import torch
 from transformers import BatchFeature, PreTrainedConfig
 from vllm.config import ModelConfig, VllmConfig
@@ -15,27 +17,68 @@ from vllm.model_executor.models.transformers.multimodal import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
-from vllm.multimodal.parse import ImageSize
+from vllm.multimodal.parse import ImageProcessorItems, ImageSize, MultiModalDataItems, MultiModalDataParser
 
 import jvlm
 from jvlm.modeling.loaded_weights import raise_for_weights
 from jvlm.published_format.published_schema import is_published_config
 
 
+class JinaVLMDataParser(MultiModalDataParser):
+    def _parse_image_data(self, data):
+        """Keeps images as they are. vLLM would put transparent ones on white."""
+        items = super()._parse_image_data(data)
+        if isinstance(items, ImageProcessorItems):
+            given = data if isinstance(data, (list, tuple)) else [data]
+            items.data = [
+                image if isinstance(image, PIL.Image.Image) else parsed
+                for image, parsed in zip(given, items.data, strict=False)
+            ]
+        return items
+
+
 class JinaVLMProcessingInfo(MultiModalProcessingInfo):
+    def get_data_parser(self) -> MultiModalDataParser:
+        return JinaVLMDataParser(
+            expected_hidden_size=self._get_expected_hidden_size(),
+            allow_missing_mm_embeddings=self.allow_missing_mm_embeddings,
+        )
+
+    def get_hf_processor(self, **kwargs: object) -> jvlm.JinaVLMProcessor:
+        """The processor without the arguments of a request, with which it is called anyway."""
+        return super().get_hf_processor()
+
+    def images_kwargs(self, kwargs: Mapping[str, object]) -> dict[str, Any]:
+        """Arguments of the image processor in a request with `kwargs`, those of the server included."""
+        kwargs = self.ctx.get_merged_mm_kwargs(kwargs)
+        return {**kwargs, **kwargs.get("images_kwargs", {})}
+
     def get_image_size_with_most_features(self) -> ImageSize:
         """The smallest of the images with most tokens. vLLM tries squares only; ours has 3 × 4 tiles by default."""
-        processor = self.get_hf_processor()
-        kwargs = self.ctx.get_merged_mm_kwargs({})
-        sizes = processor.image_processor.canvas_sizes({**kwargs, **kwargs.get("images_kwargs", {})})
+        processor, kwargs = self.get_hf_processor(), self.images_kwargs({})
+        sizes = processor.image_processor.canvas_sizes(kwargs)
         num_tokens = processor._get_num_multimodal_tokens(image_sizes=sizes, **kwargs)["num_image_tokens"]
-        _, (height, width) = max(
-            zip(num_tokens, sizes, strict=True), key=lambda entry: (entry[0], -entry[1][0] * entry[1][1])
+        _, _, (height, width) = max(
+            (count, -size[0] * size[1], size) for count, size in zip(num_tokens, sizes, strict=True)
         )
         return ImageSize(width=width, height=height)
 
 
 class JinaVLMMultiModalProcessor(MultiModalProcessor):
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
+        """Also refuses arguments that change the tiles themselves, at which the engine would stop."""
+        image_processor = self.info.get_hf_processor().image_processor
+        if image_processor.geometry(self.info.images_kwargs(hf_kwargs)) != image_processor.geometry():
+            raise ValueError(
+                f"`mm_processor_kwargs` is {dict(hf_kwargs)}, but the model is made for one size, overlap and layout "
+                "of tiles. Pass `max_crops`, or settings of the first resize."
+            )
+        try:
+            return super()._apply_hf_processor_main(mm_items, hf_kwargs)
+        except ValueError as error:
+            # The text of vLLM's error shows the images, but not the reason.
+            raise error.__cause__ if isinstance(error.__cause__, ValueError) else error from None
+
     def _get_num_image_patches(
         self, hf_inputs: BatchFeature, mm_data: Mapping[str, object], num_images: int
     ) -> torch.Tensor:
