@@ -248,6 +248,12 @@ class JinaVLMImageProcessor(PilBackend):
         grids = possible_grids(settings.max_crops).tolist()
         return [_geometry(settings).canvas_size(grid) for grid in grids]
 
+    def max_num_tokens(self, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Tokens of the largest grid of tiles. With the first resize, no image may have as many."""
+        settings = self._checked_settings(images_kwargs)
+        grids = possible_grids(settings.max_crops).tolist()
+        return max(_geometry(settings).num_tokens(grid)[0] for grid in grids)
+
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""
         return self.get_image_grids([(height, width)], images_kwargs)[0]

@@ -53,8 +53,12 @@ class JinaVLMProcessingInfo(MultiModalProcessingInfo):
         kwargs = self.ctx.get_merged_mm_kwargs(kwargs)
         return {**kwargs, **kwargs.get("images_kwargs", {})}
 
+    def get_max_image_tokens(self) -> int:
+        """Tokens that any image may have. vLLM tries squares only, but the largest grid is 3 × 4 or so."""
+        return self.get_hf_processor().image_processor.max_num_tokens(self.images_kwargs({}))
+
     def get_image_size_with_most_features(self) -> ImageSize:
-        """The smallest of the images with most tokens. vLLM tries squares only; ours has 3 × 4 tiles by default."""
+        """The image that memory is measured with: the smallest one of those that have most tokens."""
         processor, kwargs = self.get_hf_processor(), self.images_kwargs({})
         sizes = processor.image_processor.canvas_sizes(kwargs)
         num_tokens = processor._get_num_multimodal_tokens(image_sizes=sizes, **kwargs)["num_image_tokens"]
