@@ -6,13 +6,14 @@ tables of docs/serving.md and exits with 1 if an answer differs or a fault of vL
 
     python tools/vllm_check.py
     python tools/vllm_check.py --write          also puts the tables into docs/serving.md
-    python tools/vllm_check.py --only faults    or: answers
+    python tools/vllm_check.py --only faults    or: answers, independent, published
 
 Every configuration of vLLM runs in a process of its own, because vLLM keeps settings in global variables.
 """
 
 import argparse
 import base64
+import gc
 import io
 import itertools
 import json
@@ -33,13 +34,14 @@ DIGITS = ROOT / "examples" / "digits" / "model"
 PUBLISHED = ROOT / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 MAX_NEW_TOKENS = 16
 MAX_CROPS = (1, 2, 4, 6, 12)
-SECONDS = 600  # for one configuration, on a busy machine; usually 20
+SECONDS = 3600  # for all modes of a layout, on a busy machine; usually one minute
 
-# Cells of the table, and the settings of vLLM that differ from its defaults.
+# Settings of vLLM that differ from its defaults, by the column of the table. All but the last run in one process.
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "compiled": {"enforce_eager": False},
+    "image limit": {"limit_mm_per_prompt": {"image": 1}},
     "LoRA": {"enable_lora": True, "max_lora_rank": 8},
+    "compiled": {"enforce_eager": False},
     "tensor parallel": {"tensor_parallel_size": 2},
 }
 EXPORTED = {"model_impl": "transformers", "trust_remote_code": True}
@@ -77,22 +79,33 @@ def refusal(function: Callable, *args: Any, **kwargs: Any) -> str:
 # In processes of vLLM
 
 
-def run_answers(job: dict) -> dict[str, Any]:
-    """Everything that one configuration of vLLM answers."""
-    mode, asked = job["mode"], job["conversations"]
+def run_answers(job: dict) -> dict[str, dict[str, Any]]:
+    """Everything that vLLM answers in each of the modes."""
+    results = {}
+    for mode in job["modes"]:
+        results[mode] = _run_mode(mode, job)
+        gc.collect()
+    if NO_PLUGIN in job["modes"] and "jvlm" in sys.modules:
+        raise RuntimeError("vLLM imported the installed package instead of the exported code.")
+    return results
+
+
+def _run_mode(mode: str, job: dict) -> dict[str, Any]:
+    asked = job["conversations"]
     model = start(job["folder"], **MODES.get(mode, EXPORTED))
+    if mode == "image limit":
+        return {"refused": refusal(ask, model, [job["two images"]])}
     result: dict[str, Any] = {"one by one": [ask(model, [conversation])[0] for conversation in asked]}
     result["at once"] = ask(model, asked)
     if mode == "plain":
-        cached = model.chat(asked, use_tqdm=False)
-        result["cached tokens"] = [output.num_cached_tokens for output in cached]
+        result["cached tokens"] = [output.num_cached_tokens for output in model.chat(asked, use_tqdm=False)]
         result["special"] = [
             ask(model, [conversation], mm_processor_kwargs=kwargs)[0] for conversation, kwargs in job["special"]
         ]
-        result["over-long"] = refusal(ask, model, [job["over-long"]])
         result["refused"] = [
             refusal(ask, model, [conversation], mm_processor_kwargs=kwargs) for conversation, kwargs, _ in job["wrong"]
         ]
+        result["over-long"] = refusal(ask, model, [job["over-long"]])
     if mode == "LoRA":
         from vllm.lora.request import LoRARequest
 
@@ -103,49 +116,55 @@ def run_answers(job: dict) -> dict[str, Any]:
             for index, part in enumerate(("connector", "vision_tower"), 2)
         ]
         result["after adapters"] = ask(model, asked)
-    if mode not in MODES and "jvlm" in sys.modules:
-        raise RuntimeError("vLLM imported the installed package instead of the exported code.")
     return result
 
 
-def run_image_limit(job: dict) -> str:
-    model = start(job["folder"], limit_mm_per_prompt={"image": 1})
-    return refusal(ask, model, [job["conversation"]])
-
-
-def fault_cache_drift(job: dict) -> str:
+def fault_cache_drift(job: dict) -> None:
     model = start(job["folder"])
     refusal(ask, model, [job["over-long"]])  # its images are noted as sent, but are not
-    return refusal(ask, model, [job["conversation"]])
+    ask(model, [job["conversation"]])
 
 
-def fault_pipeline_parallel(job: dict) -> str:
-    return refusal(lambda: ask(start(job["folder"], pipeline_parallel_size=2), [job["conversation"]]))
-
-
-def fault_image_embeds(job: dict) -> str:
+def fault_image_embeds(job: dict) -> None:
     import torch
 
     model = start(job["folder"], enable_mm_embeds=True)
-    image = torch.tensor(job["features"])
-    return refusal(model.generate, [{"prompt": job["prompt"], "multi_modal_data": {"image": image}}], use_tqdm=False)
+    image = torch.tensor(job["features"])[None]  # [images, image tokens, hidden size]
+    model.generate([{"prompt": job["prompt"], "multi_modal_data": {"image": image}}], use_tqdm=False)
 
 
-def fault_encoder_only(job: dict) -> str:
-    return refusal(start, job["folder"], mm_encoder_only=True)
+def fault_encoder_only(job: dict) -> None:
+    start(job["folder"], mm_encoder_only=True)
 
 
-def fault_fp8(job: dict) -> str:
-    return refusal(lambda: ask(start(job["folder"], quantization="fp8"), [job["conversation"]]))
+def fault_fp8(job: dict) -> None:
+    ask(start(job["folder"], dtype="bfloat16", quantization="fp8"), [job["conversation"]])
 
 
-# Faults of vLLM that a user of this model meets: what shows it, and what to do.
-FAULTS: dict[str, tuple[Callable[[dict], str], str]] = {
-    "a request with an image that an earlier, refused or concurrent request had fails with status 500": (
+def fault_pipeline_parallel(job: dict) -> None:
+    ask(start(job["folder"], pipeline_parallel_size=2), [job["conversation"]])
+
+
+# Faults of vLLM that a user of this model meets: what shows them, and what to do. The last one needs two processes.
+FAULTS: dict[str, tuple[Callable[[dict], None], str]] = {
+    "a request fails with status 500 if its image was part of a refused request before, or of a concurrent one": (
         fault_cache_drift,
-        "repeat the request (OpenAI's client does), or `--mm-processor-cache-gb 0`",
+        "repeat the request, as OpenAI's client does, or start with `--mm-processor-cache-gb 0`",
     ),
+    "`image_embeds`, image features in a request": (fault_image_embeds, "send images"),
+    "`--mm-encoder-only`": (fault_encoder_only, "none"),
+    "`--quantization fp8` on CPUs": (fault_fp8, "none; GPUs have the kernel that is missing"),
+    "`--pipeline-parallel-size 2` on CPUs": (fault_pipeline_parallel, "`--tensor-parallel-size`"),
 }
+
+
+def run_faults(job: dict) -> dict[str, str]:
+    """The error of every fault of a job; empty if it does not show."""
+    texts = {}
+    for name in job["faults"]:
+        texts[name] = refusal(FAULTS[name][0], job)
+        gc.collect()
+    return texts
 
 
 # In the main process
@@ -395,36 +414,34 @@ def check_modes(layout: str, folder: Path, asked: dict[str, Any], workspace: Pat
     """Compares the answers of every configuration of vLLM; returns the expected ones."""
     saved, plain = adapters(folder, workspace), [(conversation, {}) for conversation in asked["conversations"]]
     expected = ask_transformers(folder, plain)
-    for mode in MODES:
-        job = {"folder": str(folder), "mode": mode, "adapters": saved, **asked}
-        found = in_process("run_answers", job, workspace, processes=MODES[mode].get("tensor_parallel_size", 1))
+    job = {"folder": str(folder), "adapters": saved, "two images": asked["conversations"][5], **asked}
+    *modes, last = MODES
+    found = in_process("run_answers", {**job, "modes": modes}, workspace)
+    found |= in_process("run_answers", {**job, "modes": [last]}, workspace, processes=2)
+    for mode in (mode for mode in MODES if mode != "image limit"):
         for how in ("one by one", "at once"):
-            report.compare(layout, mode, f"{mode}, {how}", expected, found[how])
-        if mode == "LoRA":
-            merged = ask_transformers(folder, plain, merge(saved["language_model"]))
-            report.compare(layout, mode, "LoRA, with the adapter", merged, found["adapter"])
-            report.compare(layout, mode, "LoRA, without it again", expected, found["after adapters"])
-            for text in found["refused adapters"]:
-                report.refuses(layout, mode, text, "Merge it")
-        if mode == "plain":
-            is_cached = [tokens > 0 for tokens in found["cached tokens"]]
-            report.compare(
-                layout,
-                "prefix cache",
-                f"the {sum(is_cached)} prompts with tokens in the cache",
-                list(itertools.compress(expected, is_cached)),
-                list(itertools.compress(found["at once"], is_cached)),
-            )
-            answers = ask_transformers(folder, asked["special"])
-            report.compare(layout, mode, "max_crops and modes of images", answers, found["special"])
-            report.refuses(layout, "over-long", found["over-long"], "maximum model length")
-            for text, (*_, part) in zip(found["refused"], asked["wrong"], strict=True):
-                report.refuses(layout, mode, text, part)
+            report.compare(layout, mode, f"{mode}, {how}", expected, found[mode][how])
+    report.refuses(layout, "image limit", found["image limit"]["refused"], "At most 1 image")
+
+    merged = ask_transformers(folder, plain, merge(saved["language_model"]))
+    report.compare(layout, "LoRA", "LoRA, with the adapter", merged, found["LoRA"]["adapter"])
+    report.compare(layout, "LoRA", "LoRA, without it again", expected, found["LoRA"]["after adapters"])
+    for text in found["LoRA"]["refused adapters"]:
+        report.refuses(layout, "LoRA", text, "Merge it")
+
+    is_cached = [tokens > 0 for tokens in found["plain"]["cached tokens"]]
+    again, first = (list(itertools.compress(each, is_cached)) for each in (found["plain"]["at once"], expected))
+    report.compare(layout, "prefix cache", "prompts with tokens in the cache", first, again)
+    answers = ask_transformers(folder, asked["special"])
+    report.compare(layout, "plain", "max_crops and modes of images", answers, found["plain"]["special"])
+    report.refuses(layout, "over-long", found["plain"]["over-long"], "maximum model length")
+    for text, (*_, part) in zip(found["plain"]["refused"], asked["wrong"], strict=True):
+        report.refuses(layout, "plain", text, part)
     return expected
 
 
-def check_answers(workspace: Path, report: Report) -> list[str]:
-    """Fills the table; returns its rows."""
+def check_answers(workspace: Path, report: Report, only: str | None = None) -> list[str]:
+    """Fills the table, or only the row of one layout; returns its rows."""
     from transformers import AutoProcessor
 
     from jvlm.conversion_scripts.convert_release import convert_release
@@ -441,21 +458,23 @@ def check_answers(workspace: Path, report: Report) -> list[str]:
         "published": convert_release(source, workspace / "published", reverse=True),
     }
     for layout, folder in folders.items():
+        if only not in (None, layout):
+            continue
         asked = questions(layout, folder)
         expected = check_modes(layout, folder, asked, workspace, report)
-        limited = {"folder": str(folder), "conversation": asked["conversations"][5]}
-        report.refuses(layout, "image limit", in_process("run_image_limit", limited, workspace), "At most 1 image")
         with vllm_load.server(folder, workspace / "server.log") as address:
             streamed = [vllm_load.stream(address, conversation) for conversation in asked["conversations"]]
         processor = AutoProcessor.from_pretrained(folder)
         texts = [processor.decode(one["answer"], skip_special_tokens=True) for one in expected]
         report.compare(layout, "streaming", "streamed by the server", texts, streamed)
 
+    if only is not None:
+        return [only]
     # Without the package, the code of the exported folder answers.
     asked = questions("stitched", stitched)["conversations"]
     folder = export_to_hub(stitched, workspace / "exported")
-    job = {"folder": str(folder), "conversations": asked, "mode": "without the package"}
-    found = in_process("run_answers", job, workspace, plugin=False)
+    job = {"folder": str(folder), "conversations": asked, "modes": [NO_PLUGIN]}
+    found = in_process("run_answers", job, workspace, plugin=False)[NO_PLUGIN]
     expected = ask_transformers(stitched, [(conversation, {}) for conversation in asked])
     for how in ("one by one", "at once"):
         report.compare(NO_PLUGIN, "plain", how, expected, found[how])
@@ -464,25 +483,31 @@ def check_answers(workspace: Path, report: Report) -> list[str]:
 
 def check_faults(workspace: Path) -> tuple[str, bool]:
     """A table of the faults of vLLM, and whether all of them still show."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from vllm import __version__
 
+    import jvlm  # noqa: F401 - registers the classes
     from examples.digits.pages import READ, held_out_pages
 
     image = held_out_pages(12)[-1].image
-    job = {"folder": str(DIGITS), "conversation": [user(READ, image)], "over-long": [user(READ, *[image] * 7)]}
-    rows, all_show = [["fault", f"vLLM {__version__}", "what to do"], ["---"] * 3], True
-    for name, (function, remedy) in FAULTS.items():
-        try:
-            text = in_process(function.__name__, job, workspace)
-        except RuntimeError as error:  # the engine ended with the process
-            text = str(error)
-        reason = next(
-            (line for line in reversed(text.splitlines()) if re.search(r"\w(Error|Exception)\b", line)), text
-        )
-        print(f"{name}: {reason[:300] or 'works'}", flush=True)
-        rows.append([name, "shows" if text else "does not show any more", remedy])
-        all_show &= bool(text)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows), all_show
+    inputs = AutoProcessor.from_pretrained(DIGITS)(text="<|image|>", images=image, return_tensors="pt")
+    model = AutoModelForImageTextToText.from_pretrained(DIGITS, dtype="float32")
+    (features,) = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"]).pooler_output
+    job = {
+        **{"folder": str(DIGITS), "conversation": [user(READ, image)], "over-long": [user(READ, *[image] * 7)]},
+        **{"features": features.tolist(), "prompt": f" User:<|image|> {READ} Assistant:"},
+    }
+    *faults, last = FAULTS
+    texts = in_process("run_faults", {**job, "faults": faults}, workspace)
+    try:
+        texts |= in_process("run_faults", {**job, "faults": [last]}, workspace, processes=2)
+    except RuntimeError as error:  # the fault ended the process
+        texts[last] = str(error)
+    rows = [["fault", f"vLLM {__version__}", "what to do"], ["---"] * 3]
+    for name, text in texts.items():
+        print(f"{name}: {text[-300:] or 'works'}", flush=True)
+        rows.append([name, "shows" if text else "does not show any more", FAULTS[name][1]])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows), all(texts.values())
 
 
 def write(name: str, table: str) -> None:
@@ -497,7 +522,7 @@ def write(name: str, table: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("answers", "faults"), help="run one half of the checks")
+    parser.add_argument("--only", metavar="PART", help="answers, faults, or the name of a layout in the table")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/serving.md")
     parser.add_argument("--job", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
@@ -512,8 +537,9 @@ def main() -> int:
     report, tables, faults_show = Report(), {}, True
     with tempfile.TemporaryDirectory() as temporary:
         if args.only != "faults":
-            tables["vllm"] = report.table(check_answers(Path(temporary), report))
-        if args.only != "answers":
+            only = None if args.only == "answers" else args.only
+            tables["vllm"] = report.table(check_answers(Path(temporary), report, only))
+        if args.only in (None, "faults"):
             tables["vllm faults"], faults_show = check_faults(Path(temporary))
     for name, table in tables.items():
         print(f"\n{table}")

@@ -94,10 +94,10 @@ class AdapterNames(WeightsMapper):
     def map_name(self, key: str) -> str | None:
         """Also refuses adapters of modules that vLLM would silently run without them."""
         name = super().map_name(key)
-        if name is not None and ".lora_" in name and not name.startswith("model.language_model."):
+        if name is not None and ".lora_" in name and name.startswith(("model.vision_tower.", "model.connector.")):
             raise ValueError(
-                f"The adapter changes {name.partition('.lora_')[0]}, but vLLM runs adapters of JinaVLM's language "
-                "model only. Merge it into the model: `PeftModel.from_pretrained(model, adapter).merge_and_unload()`."
+                f"The adapter changes {name.partition('.lora_')[0]}, but vLLM runs no adapters of vision tower and "
+                "connector. Merge it into the model: `PeftModel.from_pretrained(model, adapter).merge_and_unload()`."
             )
         return name
 
@@ -109,14 +109,15 @@ class JinaVLMForConditionalGeneration(TransformersMultiModalForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.hf_to_vllm_mapper = AdapterNames(**vars(self.hf_to_vllm_mapper))
-        generation = self.model_config.try_get_generation_config()
-        self.suppressed_tokens = self.config.tokens_to_suppress(generation.get("suppress_tokens"))
+        given = self.model_config.try_get_generation_config().get("suppress_tokens")
+        suppressed = torch.tensor(self.config.tokens_to_suppress(given))
+        self.register_buffer("suppressed_tokens", suppressed, persistent=False)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Also does what `generate` does: suppresses tokens, and those with zero rows in the output head."""
         logits = super().compute_logits(hidden_states)
         if logits is not None:
-            logits[:, self.suppressed_tokens] = -torch.inf
+            logits.index_fill_(-1, self.suppressed_tokens, -torch.inf)
             logits.masked_fill_(logits == 0, -torch.inf)
         return logits
 
