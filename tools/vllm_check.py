@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits" / "model"
 PUBLISHED = ROOT / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 MAX_NEW_TOKENS = 16
+MAX_LENGTH = 1024  # of prompt and answer
 MAX_CROPS = (1, 2, 4, 6, 12)
 SECONDS = 3600  # for all modes of a layout, on a busy machine; usually one minute
 
@@ -53,7 +54,8 @@ def start(folder: str, **settings: Any):
     """A model in vLLM."""
     from vllm import LLM
 
-    return LLM(model=folder, **{"dtype": "float32", "enforce_eager": True, "seed": 0, **settings})
+    defaults = {"dtype": "float32", "enforce_eager": True, "seed": 0, "max_model_len": MAX_LENGTH}
+    return LLM(model=folder, **{**defaults, **settings})
 
 
 def ask(model, conversations: list[list[dict]], **kwargs: Any) -> list[dict]:
@@ -245,6 +247,7 @@ def random_model(folder: Path, source: Path, **settings: Any) -> Path:
     values["text_config"] = {**values["text_config"], "initializer_range": 0.2, "head_dim": 32}
     set_seed(0)
     model = jvlm.JinaVLMForConditionalGeneration(jvlm.JinaVLMConfig(**values))
+    assert model.model.connector.last_tile_embedding is not None, "The stitched layout has this embedding."
     torch.nn.init.normal_(model.model.connector.last_tile_embedding)
     # As in the published checkpoint: the head has no rows for image tokens.
     model.lm_head.weight.data[min(model.config.suppressed_token_ids) :] = 0
@@ -316,7 +319,7 @@ def conversations(sizes: list[tuple[int, int]]) -> list[list[dict]]:
     """Text alone, one image of one to twelve tiles, two images, and several turns; `sizes` of four images."""
     from examples.digits.pages import COUNT, GRIDS, READ, held_out_pages
 
-    pages = {page.grid: page.image for page in held_out_pages(len(GRIDS))}
+    pages: dict[Any, Any] = {page.grid: page.image for page in held_out_pages(len(GRIDS))}
     small, tall, wide, large = (
         pages[grid].resize(size[::-1]) for grid, size in zip(((1, 1), (3, 1), (1, 4), (3, 4)), sizes, strict=True)
     )
@@ -392,7 +395,7 @@ class Report:
 
 def questions(layout: str, folder: Path) -> dict[str, Any]:
     """What a layout is asked: conversations, special and wrong requests, and one that is too long."""
-    from transformers import AutoConfig, AutoProcessor
+    from transformers import AutoProcessor
 
     import jvlm  # noqa: F401 - registers the classes
 
@@ -400,9 +403,8 @@ def questions(layout: str, folder: Path) -> dict[str, Any]:
     asked = conversations(sizes if layout == "published" else [(60, 60), (140, 50), (50, 180), (130, 170)])
     about_large = asked[1]
     inputs = AutoProcessor.from_pretrained(folder)(text="<|image|>", images=image_of(about_large))
-    context = AutoConfig.from_pretrained(folder).text_config.max_position_embeddings
     image_part, text_part = about_large[0]["content"]
-    content = [image_part] * (context // len(inputs["input_ids"][0]) + 1) + [text_part]
+    content = [image_part] * (MAX_LENGTH // len(inputs["input_ids"][0]) + 1) + [text_part]
     over_long = [{"role": "user", "content": content}]
     return {
         **{"conversations": asked, "over-long": over_long},
@@ -412,7 +414,8 @@ def questions(layout: str, folder: Path) -> dict[str, Any]:
 
 def check_modes(layout: str, folder: Path, asked: dict[str, Any], workspace: Path, report: Report) -> list[dict]:
     """Compares the answers of every configuration of vLLM; returns the expected ones."""
-    saved, plain = adapters(folder, workspace), [(conversation, {}) for conversation in asked["conversations"]]
+    saved = adapters(folder, workspace)
+    plain: list[tuple[list[dict], dict]] = [(conversation, {}) for conversation in asked["conversations"]]
     expected = ask_transformers(folder, plain)
     job = {"folder": str(folder), "adapters": saved, "two images": asked["conversations"][5], **asked}
     *modes, last = MODES
@@ -489,7 +492,7 @@ def check_faults(workspace: Path) -> tuple[str, bool]:
     import jvlm  # noqa: F401 - registers the classes
     from examples.digits.pages import READ, held_out_pages
 
-    image = held_out_pages(12)[-1].image
+    image: Any = held_out_pages(12)[-1].image
     inputs = AutoProcessor.from_pretrained(DIGITS)(text="<|image|>", images=image, return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(DIGITS, dtype="float32")
     (features,) = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"]).pooler_output

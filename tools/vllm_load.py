@@ -85,11 +85,11 @@ def server(folder: Path, log: Path, *options: str) -> Iterator[str]:
 
 def client(address: str, max_retries: int) -> Any:
     """OpenAI's client of a local server."""
-    import httpx
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    http = httpx.AsyncClient(trust_env=False, timeout=600, limits=httpx.Limits(max_connections=None))
-    return AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=max_retries, http_client=http)
+    direct = DefaultAsyncHttpxClient(trust_env=False)
+    settings: dict[str, Any] = {"base_url": f"{address}/v1", "api_key": "none", "timeout": 600}
+    return AsyncOpenAI(**settings, max_retries=max_retries, http_client=direct)
 
 
 async def request(openai: Any, conversation: list[dict], kind: str) -> str | None:
@@ -106,23 +106,23 @@ async def request(openai: Any, conversation: list[dict], kind: str) -> str | Non
     return "".join(pieces)
 
 
-def stream(address: str, conversation: list[dict]) -> str:
+def stream(address: str, conversation: list[dict]) -> str | None:
     """The text of a streamed answer."""
     return asyncio.run(request(client(address, 0), conversation, "streamed"))
 
 
 def conversations(count: int) -> list[list[dict]]:
-    """Questions about distinct pages of every grid, and every fourth one about text alone."""
+    """Questions about distinct pages of every grid, and every fifth one about text alone."""
     from examples.digits.pages import COUNT, GRIDS, READ, held_out_pages
     from tools.vllm_check import user
 
-    pages = held_out_pages(-(-count // len(GRIDS)) * len(GRIDS))[:count]
-    return [
-        [user(f"{index} / 7 How many digits are there?")]
-        if index % 4 == 3
-        else [user(COUNT if index % 3 else READ, page.image)]
-        for index, page in enumerate(pages)
-    ]
+    asked = []
+    for index, page in enumerate(held_out_pages(-(-count // len(GRIDS)) * len(GRIDS))[:count]):
+        if index % 5 == 4 or page.image is None:
+            asked.append([user(f"{index} / 7 How many digits are there?")])
+        else:
+            asked.append([user(COUNT if index % 3 else READ, page.image)])
+    return asked
 
 
 async def send(address: str, asked: list[list[dict]], at_once: int, max_retries: int) -> list[tuple[int, str, Any]]:

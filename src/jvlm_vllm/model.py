@@ -50,8 +50,8 @@ class JinaVLMProcessingInfo(MultiModalProcessingInfo):
 
     def images_kwargs(self, kwargs: Mapping[str, object]) -> dict[str, Any]:
         """Arguments of the image processor in a request with `kwargs`, those of the server included."""
-        kwargs = self.ctx.get_merged_mm_kwargs(kwargs)
-        return {**kwargs, **kwargs.get("images_kwargs", {})}
+        merged: dict[str, Any] = self.ctx.get_merged_mm_kwargs(kwargs)
+        return {**merged, **merged.get("images_kwargs", {})}
 
     def get_max_image_tokens(self) -> int:
         """Tokens that any image may have. vLLM tries squares only, but the largest grid is 3 × 4 or so."""
@@ -106,6 +106,8 @@ class AdapterNames(WeightsMapper):
     JinaVLMMultiModalProcessor, info=JinaVLMProcessingInfo, dummy_inputs=MultiModalDummyInputsBuilder
 )
 class JinaVLMForConditionalGeneration(TransformersMultiModalForCausalLM):
+    hf_to_vllm_mapper: WeightsMapper
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.hf_to_vllm_mapper = AdapterNames(**vars(self.hf_to_vllm_mapper))
