@@ -12,10 +12,11 @@ Trains the document model in `examples/documents/model`, in the steps of a full-
 5. `captions`: the paper's first stage, on page images and their text.
 6. `questions`: the paper's second stage, on page images and questions, first on pages of few tiles.
 
-`--continue_from` starts the last step from a trained model, on other pages if `--seed` is another one. Each step has a
-folder in OUT. Complete steps are skipped, and interrupted ones resume from their last complete checkpoint: the same
-command goes on where it stopped. OUT/model is the final model in bfloat16, with the Trainer's logs and a plot of the
-losses. Needs the extra `documents`, and the fonts of `fonts.txt`; other fonts give another model.
+`--continue_from` starts from a trained model, on other pages if `--seed` is another one: its vision tower goes on
+naming characters, then the model goes on answering questions. Each step has a folder in OUT. Complete steps are
+skipped, and interrupted ones resume from their last complete checkpoint: the same command goes on where it stopped.
+OUT/model is the final model in bfloat16, with the Trainer's logs and a plot of the losses. Needs the extras
+`documents` and `train`, and the fonts of `fonts.txt`; other fonts give another model.
 """
 
 import json
@@ -31,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipVisionModel,
     set_seed,
 )
 
@@ -54,7 +56,8 @@ STAGES = ("language", "captions", "questions")
 class DocumentsArguments:
     output_dir: Path = field(metadata={"help": "Working folder. The final model is in its subfolder `model`."})
     continue_from: Path | None = field(
-        default=None, metadata={"help": "Trained model to start the last step from. Default: train all steps."}
+        default=None,
+        metadata={"help": "Trained model whose vision tower and answers to train on. Default: train all steps."},
     )
     vision_steps: int = field(default=1500, metadata={"help": "Steps of the vision tower, of 16 tiles."})
     language_steps: int = field(default=1500, metadata={"help": "Steps of the decoder on pages given as text."})
@@ -163,6 +166,29 @@ def stages(args: DocumentsArguments) -> dict[str, tuple[DocumentPages, dict]]:
     }
 
 
+def prepare(args: DocumentsArguments, common: dict) -> Path:
+    """Trains the vision tower and returns the folder of the model with it: a new one, or the one to continue from."""
+    output = args.output_dir
+    start, folder = output / "composed", output / "vision_tower"
+    model = None
+    if args.continue_from is not None:
+        model = AutoModelForImageTextToText.from_pretrained(args.continue_from, dtype="float32")
+    if not (folder / LOG).is_file():
+        weights = None if model is None else model.model.vision_tower.state_dict()
+        log = train_vision_tower(folder, args.vision_steps, weights, **common)
+        (folder / LOG).write_text(json.dumps(log))
+    if start.is_dir():
+        return start
+    if model is None:
+        build_decoder(output / "decoder")
+        return compose_from_pretrained(folder, output / "decoder", start, vision_feature_layer=[3, 1], seed=args.seed)
+    tower = SiglipVisionModel.from_pretrained(folder).state_dict()
+    model.model.vision_tower.load_state_dict({name: tower[name] for name in model.model.vision_tower.state_dict()})
+    model.save_pretrained(start)
+    AutoProcessor.from_pretrained(args.continue_from).save_pretrained(start)
+    return start
+
+
 def train(args: DocumentsArguments) -> Path:
     """Runs all steps that are not complete yet and returns the folder of the final model. See the module docstring."""
     output = args.output_dir
@@ -175,17 +201,8 @@ def train(args: DocumentsArguments) -> Path:
         "seed": args.seed,
     }
     set_seed(args.seed)
-    start, steps = args.continue_from, STAGES[-1:]
-    if start is None:
-        if not (output / "vision_tower" / LOG).is_file():
-            log = train_vision_tower(output / "vision_tower", args.vision_steps, **common)
-            (output / "vision_tower" / LOG).write_text(json.dumps(log))
-        start, steps = output / "composed", STAGES
-        if not start.is_dir():
-            build_decoder(output / "decoder")
-            compose_from_pretrained(
-                output / "vision_tower", output / "decoder", start, vision_feature_layer=[3, 1], seed=args.seed
-            )
+    start = prepare(args, common)
+    steps = STAGES if args.continue_from is None else STAGES[-1:]
     for name, (rows, settings) in stages(args).items():
         if name not in steps:
             continue

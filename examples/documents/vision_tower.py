@@ -22,7 +22,7 @@ BACKGROUND_WEIGHT = 0.3  # of the loss: most places are empty
 class PatchReader(nn.Module):
     """A SigLIP vision tower with a linear classifier of the characters at every patch."""
 
-    def __init__(self, vision_tower: SiglipVisionModel | None = None):
+    def __init__(self):
         super().__init__()
         config = SiglipVisionConfig(
             hidden_size=192,
@@ -33,7 +33,7 @@ class PatchReader(nn.Module):
             patch_size=PATCH_SIZE,
             vision_use_head=False,
         )
-        self.vision_tower = vision_tower or SiglipVisionModel(config)
+        self.vision_tower = SiglipVisionModel(config)
         self.classifier = nn.Linear(config.hidden_size, PARTS * (BACKGROUND + 1))
         weight = torch.ones(BACKGROUND + 1)
         weight[BACKGROUND] = BACKGROUND_WEIGHT
@@ -54,8 +54,13 @@ def characters_read(prediction: EvalPrediction) -> dict[str, float]:
     return {"characters": float((prediction.predictions == prediction.label_ids)[is_character].mean())}
 
 
-def train_vision_tower(folder: Path, max_steps: int, **arguments) -> list[dict]:
-    """Trains a vision tower, saves it in `folder` and returns the log history of the Trainer."""
+def train_vision_tower(
+    folder: Path, max_steps: int, weights: dict[str, torch.Tensor] | None = None, **arguments
+) -> list[dict]:
+    """
+    Trains a vision tower, from scratch or from the `weights` of one, saves it in `folder` and returns the log history
+    of the Trainer.
+    """
     args = TrainingArguments(
         output_dir=str(folder),
         max_steps=max_steps,
@@ -73,6 +78,8 @@ def train_vision_tower(folder: Path, max_steps: int, **arguments) -> list[dict]:
         **arguments,
     )
     model = PatchReader()
+    if weights is not None:  # a JinaVLM has no norm after the last block, which it does not use
+        model.vision_tower.load_state_dict({**model.vision_tower.state_dict(), **weights})
     trainer = Trainer(
         model=model,
         args=args,
