@@ -91,6 +91,13 @@ def test_regex_and_choice(setting):
     assert {letter.parse(text) for text in found} == {"A", 'B "b"', "C\\\n/ü🙂"}
 
 
+def test_a_space_of_the_format_is_not_dropped(setting):
+    formats = AnswerFormats(*setting[:2])
+    for answer, value in ((" a", " a"), ("  a", " a"), ("  b", "  b"), ("b", "b"), (" b", "b")):
+        assert formats.choice([" a", "  b", "b"]).parse(answer) == value
+        assert formats.regex(" a|  b|b").parse(answer) == value
+
+
 def test_assisted_decoding_answers_the_same(setting):
     model, processor, _ = setting
     json_format = AnswerFormats(model, processor).json(SCHEMA)
@@ -117,7 +124,7 @@ def test_a_chat_goes_on_with_the_same_format(setting):
 
 
 def test_a_prompt_that_begins_with_the_last_one(setting):
-    """Shorter than the last prompt and its answer, so that its length alone does not tell it from assisted decoding."""
+    """It is shorter than the last prompt with its answer, so its length is that of a step of assisted decoding."""
     model, processor, _ = setting
     number = AnswerFormats(model, processor).regex("[0-9]{8}")
     ids = processor(text="1 2 Well, well?", return_tensors="pt")["input_ids"]

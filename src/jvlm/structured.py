@@ -25,9 +25,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-# Models write a space before an answer, as their chat template does. llguidance's own default for JSON allows any
-# amount of whitespace between tokens, with which weak models fill their answers.
-_GRAMMAR_START = "start: / ?/ answer\nanswer: "
+# llguidance's own default allows any amount of whitespace between tokens, with which weak models fill their answers.
 _JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": " ?"}}
 
 
@@ -87,8 +85,7 @@ class AnswerFormats:
         complete = {} if schema is True else schema
         if isinstance(complete, dict):
             complete = _JSON_OPTIONS | complete
-        grammar = f"{_GRAMMAR_START}%json {json.dumps(complete)}"
-        return AnswerFormat(self._vocabulary, grammar, "JSON schema", schema, json.loads)
+        return AnswerFormat(self._vocabulary, f"%json {json.dumps(complete)}", "JSON schema", schema, json.loads)
 
     def regex(self, pattern: str) -> "AnswerFormat":
         r"""
@@ -103,8 +100,8 @@ class AnswerFormats:
         Raises:
             ValueError: for an invalid pattern; the message names the fault.
         """
-        grammar = f"{_GRAMMAR_START}/{llguidance.regex_to_lark(pattern, use_ascii='')}/"
-        return AnswerFormat(self._vocabulary, grammar, "regular expression", pattern, str)
+        rule = f"/{llguidance.regex_to_lark(pattern, use_ascii='')}/"
+        return AnswerFormat(self._vocabulary, rule, "regular expression", pattern, str)
 
     def choice(self, answers: Sequence[str]) -> "AnswerFormat":
         """
@@ -121,30 +118,32 @@ class AnswerFormats:
         """
         if isinstance(answers, str) or not answers:
             raise ValueError(f"`answers` must be a list of one or more texts, got {answers!r}.")
-        grammar = _GRAMMAR_START + " | ".join(map(json.dumps, answers))
-        return AnswerFormat(self._vocabulary, grammar, "choice", list(answers), str)
+        return AnswerFormat(self._vocabulary, " | ".join(map(json.dumps, answers)), "choice", list(answers), str)
 
 
 class AnswerFormat(LogitsProcessor):
     """
     A logits processor that allows only tokens of answers in a format, in greedy search, sampling, beam search and
     assisted decoding. Made by [`AnswerFormats`]. It can be used for any number of calls of `generate`, one at a time.
-    A prompt that is the last one and the beginning of its answer, or one more token, counts as a step of the last call.
+    A prompt that is the last one and the beginning of its answer, or one more token, counts as a step of that call.
     """
 
-    def __init__(self, vocabulary: llguidance.LLTokenizer, grammar: str, kind: str, source: Any, read: Callable):
-        self._vocabulary, self._grammar, self._read = vocabulary, grammar, read
+    def __init__(self, vocabulary: llguidance.LLTokenizer, rule: str, kind: str, source: Any, read: Callable):
+        self._vocabulary, self._read = vocabulary, read
+        # Models write a space before an answer, as their chat template does.
+        self._grammar_without_space = f"start: {rule}"
+        self._grammar = f"start: / ?/ answer\nanswer: {rule}"
         self._name = f"the {kind} {textwrap.shorten(repr(source), 200)}"
         self._prompt_length = 0
         self._last_ids: torch.Tensor | None = None
         self._rows: list[tuple[llguidance.LLMatcher, list[int]]] = []
-        if error := llguidance.LLMatcher.validate_grammar(grammar, vocabulary):
+        if error := llguidance.LLMatcher.validate_grammar(self._grammar, vocabulary):
             raise ValueError(f"Cannot write answers in {self._name}: {error.strip()}")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not self._continues_last_call(input_ids):
             self._prompt_length = input_ids.shape[1]
-            self._rows = [(self._matcher(), []) for _ in input_ids]
+            self._rows = [(llguidance.LLMatcher(self._vocabulary, self._grammar), []) for _ in input_ids]
         self._last_ids = input_ids
         answers = input_ids[:, self._prompt_length :].tolist()
         masks = [self._allowed(row, tokens) for row, tokens in zip(self._rows, answers, strict=True)]
@@ -163,7 +162,8 @@ class AnswerFormat(LogitsProcessor):
         Checks an answer and reads it.
 
         Args:
-            text (`str`): the decoded answer, without special tokens. One space at its start is dropped.
+            text (`str`): the decoded answer, without special tokens. One space at its start is dropped, unless the
+                format asks for it.
 
         Returns:
             `Any`: the value of a JSON answer, the text of others.
@@ -171,21 +171,21 @@ class AnswerFormat(LogitsProcessor):
         Raises:
             ValueError: if `max_new_tokens` or a stop string cut the answer, or if it is not in this format at all.
         """
-        is_complete, wrong = self._check(text)
+        is_complete, wrong = self._check(text, self._grammar)
         # A cut within a character leaves bytes of it, which are decoded to U+FFFD.
-        is_cut = not self._check(text.rstrip("\ufffd"))[1]
-        if wrong and not is_cut:
+        if wrong and self._check(text.rstrip("\ufffd"), self._grammar)[1]:
             raise ValueError(f"The answer {text!r} is not in {self._name}: it cannot go on with {wrong!r}.")
         if not is_complete:
             raise ValueError(
                 f"The answer was cut before its end, {text!r}; increase `max_new_tokens`, or limit the length in "
                 f"{self._name}."
             )
-        return self._read(text.removeprefix(" "))
+        without_space = text.removeprefix(" ")
+        return self._read(without_space if self._check(without_space, self._grammar_without_space)[0] else text)
 
-    def _check(self, text: str) -> tuple[bool, str]:
-        """Whether a text is a whole answer, and the part of it that cannot follow what is before it."""
-        matcher, tokens = self._matcher(), self._vocabulary.greedy_tokenize(text)
+    def _check(self, text: str, grammar: str) -> tuple[bool, str]:
+        """Whether a text follows the grammar to its end, and the part of it that cannot follow what is before it."""
+        matcher, tokens = llguidance.LLMatcher(self._vocabulary, grammar), self._vocabulary.greedy_tokenize(text)
         wrong = self._vocabulary.decode_str(tokens[matcher.try_consume_tokens(tokens) :])
         return matcher.is_accepting() and not wrong, wrong
 
@@ -199,9 +199,6 @@ class AnswerFormat(LogitsProcessor):
             return False
         is_same = input_ids[:, None, :-1] == self._last_ids[None, :, : length - 1]
         return bool(is_same.all(dim=2).any(dim=1).all())
-
-    def _matcher(self) -> llguidance.LLMatcher:
-        return llguidance.LLMatcher(self._vocabulary, self._grammar)
 
     def _allowed(self, row: tuple[llguidance.LLMatcher, list[int]], tokens: list[int]) -> np.ndarray:
         """The tokens that may follow these, as flags. The matcher of the row has read similar ones before."""
