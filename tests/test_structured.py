@@ -91,6 +91,13 @@ def test_regex_and_choice(setting):
     assert {letter.parse(text) for text in found} == {"A", 'B "b"', "C\\\n/ü🙂"}
 
 
+def test_a_space_of_the_format_is_not_dropped(setting):
+    formats = AnswerFormats(*setting[:2])
+    for answer, value in ((" a", " a"), ("  b", "  b"), ("b", "b"), (" b", "b")):
+        assert formats.choice([" a", "  b", "b"]).parse(answer) == value
+        assert formats.regex(" a|  b|b").parse(answer) == value
+
+
 def test_assisted_decoding_answers_the_same(setting):
     model, processor, _ = setting
     json_format = AnswerFormats(model, processor).json(SCHEMA)
@@ -114,6 +121,18 @@ def test_a_chat_goes_on_with_the_same_format(setting):
     inputs = {"input_ids": longer, "attention_mask": torch.ones_like(longer)}
     [text] = answers(model, processor, inputs, logits_processor=[number], **{CACHE: cache})
     assert re.fullmatch("[0-9]{3}", number.parse(text))
+
+
+def test_a_prompt_that_begins_with_the_last_one(setting):
+    """It is shorter than the last prompt with its answer, so its length is that of a step of assisted decoding."""
+    model, processor, _ = setting
+    number = AnswerFormats(model, processor).regex("[0-9]{8}")
+    ids = processor(text="1 2 Well, well?", return_tensors="pt")["input_ids"]
+    for length in (ids.shape[1] - 3, ids.shape[1]):
+        prompt = ids[:, :length]
+        output = model.generate(input_ids=prompt, do_sample=False, max_new_tokens=16, logits_processor=[number])
+        text = processor.decode(output[0, length:], skip_special_tokens=True)
+        assert re.fullmatch("[0-9]{8}", number.parse(text))
 
 
 def test_image_tokens_and_rows_without_a_token_are_not_allowed(setting):
@@ -150,7 +169,17 @@ def test_a_cut_answer_is_reported(setting):
             json_format.parse(text)
 
 
-@pytest.mark.parametrize("text", ['{"digits": [12', '  {"digits"', "Seven.", '{"digits": [], "sure": true} '])
+@pytest.mark.parametrize("cut", ["n", "nü", "nü\ufffd"])
+def test_an_answer_that_is_cut_within_a_character_is_reported(setting, cut):
+    """The bytes that are left of the character are decoded to U+FFFD."""
+    text = AnswerFormats(*setting[:2]).regex("n(ü🙂)?x")
+    with pytest.raises(ValueError, match="The answer was cut before its end"):
+        text.parse(cut)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"digits": [12', '  {"digits"', "Seven.", "S\ufffd", '{"digits": [], "sure": true} ']
+)
 def test_other_text_is_reported(setting, text):
     json_format = AnswerFormats(*setting[:2]).json(SCHEMA)
     with pytest.raises(ValueError, match=r"The answer .* is not in the JSON schema .*: it cannot go on with "):
@@ -190,8 +219,9 @@ def test_impossible_formats_are_an_error(setting):
 def test_options_of_llguidance(setting):
     formats = AnswerFormats(*setting[:2])
     wide = '{ \n  "a" :\t1}'
-    with pytest.raises(ValueError, match="is not in the JSON schema"):
-        formats.json({}).parse(wide)
+    for schema in ({}, True):
+        with pytest.raises(ValueError, match="is not in the JSON schema"):
+            formats.json(schema).parse(wide)
     assert formats.json({"x-guidance": {"whitespace_flexible": True}}).parse(wide) == {"a": 1}
     assert formats.json().parse(' {"a": [1, null]}') == {"a": [1, None]}
 

@@ -25,9 +25,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 
-# Models write a space before an answer, as their chat template does. llguidance's own default for JSON allows any
-# amount of whitespace between tokens, with which weak models fill their answers.
-_SPACE = "start: / ?/ answer\nanswer: "
+# llguidance's own default allows any amount of whitespace between tokens, with which weak models fill their answers.
 _JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": " ?"}}
 
 
@@ -84,9 +82,10 @@ class AnswerFormats:
         Raises:
             ValueError: for an invalid schema, or a keyword in it that llguidance cannot enforce; the message names it.
         """
-        options = _JSON_OPTIONS if isinstance(schema, dict) else {}
-        text = json.dumps({**options, **schema} if isinstance(schema, dict) else schema)
-        return AnswerFormat(self._vocabulary, f"{_SPACE}%json {text}", "JSON schema", schema, json.loads)
+        complete = {} if schema is True else schema
+        if isinstance(complete, dict):
+            complete = _JSON_OPTIONS | complete
+        return AnswerFormat(self._vocabulary, f"%json {json.dumps(complete)}", "JSON schema", schema, json.loads)
 
     def regex(self, pattern: str) -> "AnswerFormat":
         r"""
@@ -101,8 +100,8 @@ class AnswerFormats:
         Raises:
             ValueError: for an invalid pattern; the message names the fault.
         """
-        grammar = f"{_SPACE}/{llguidance.regex_to_lark(pattern, use_ascii='')}/"
-        return AnswerFormat(self._vocabulary, grammar, "regular expression", pattern, str)
+        rule = f"/{llguidance.regex_to_lark(pattern, use_ascii='')}/"
+        return AnswerFormat(self._vocabulary, rule, "regular expression", pattern, str)
 
     def choice(self, answers: Sequence[str]) -> "AnswerFormat":
         """
@@ -119,35 +118,36 @@ class AnswerFormats:
         """
         if isinstance(answers, str) or not answers:
             raise ValueError(f"`answers` must be a list of one or more texts, got {answers!r}.")
-        grammar = _SPACE + " | ".join(map(json.dumps, answers))
-        return AnswerFormat(self._vocabulary, grammar, "choice", list(answers), str)
+        return AnswerFormat(self._vocabulary, " | ".join(map(json.dumps, answers)), "choice", list(answers), str)
 
 
 class AnswerFormat(LogitsProcessor):
     """
     A logits processor that allows only tokens of answers in a format, in greedy search, sampling, beam search and
     assisted decoding. Made by [`AnswerFormats`]. It can be used for any number of calls of `generate`, one at a time.
+    A prompt that is the last one and the beginning of its answer, or one more token, counts as a step of that call.
     """
 
-    def __init__(self, vocabulary: llguidance.LLTokenizer, grammar: str, kind: str, source: Any, read: Callable):
-        self._vocabulary, self._grammar, self._read = vocabulary, grammar, read
+    def __init__(self, vocabulary: llguidance.LLTokenizer, rule: str, kind: str, source: Any, read: Callable):
+        self._vocabulary, self._read = vocabulary, read
+        # Models write a space before an answer, as their chat template does.
+        self._grammar_without_space = f"start: {rule}"
+        self._grammar = f"start: / ?/ answer\nanswer: {rule}"
         self._name = f"the {kind} {textwrap.shorten(repr(source), 200)}"
-        self._prompts = torch.empty(0, 0, dtype=torch.long)
-        self._length = 0
+        self._prompt_length = 0
+        self._last_ids: torch.Tensor | None = None
         self._rows: list[tuple[llguidance.LLMatcher, list[int]]] = []
-        if error := llguidance.LLMatcher.validate_grammar(grammar, vocabulary):
+        if error := llguidance.LLMatcher.validate_grammar(self._grammar, vocabulary):
             raise ValueError(f"Cannot write answers in {self._name}: {error.strip()}")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        length = self._prompts.shape[1]
-        is_same_call = input_ids.shape[1] <= self._length + 1 and torch.equal(input_ids[:, :length], self._prompts)
-        if not is_same_call:
-            self._prompts, length = input_ids, input_ids.shape[1]
-            self._rows = [(self._matcher(), []) for _ in input_ids]
-        self._length = input_ids.shape[1]
-        masks = [
-            self._allowed(row, tokens) for row, tokens in zip(self._rows, input_ids[:, length:].tolist(), strict=True)
-        ]
+        if not self._continues_last_call(input_ids):
+            self._prompt_length = input_ids.shape[1]
+            self._rows = [(llguidance.LLMatcher(self._vocabulary, self._grammar), []) for _ in input_ids]
+        self._last_ids = input_ids
+        answers = input_ids[:, self._prompt_length :].tolist()
+        masks = [self._allowed(row, tokens) for row, tokens in zip(self._rows, answers, strict=True)]
+        # llguidance rounds the length of a mask up to a multiple of 32.
         allowed = torch.from_numpy(np.stack(masks)[:, : scores.shape[1]]).to(scores.device)
         masked = scores.masked_fill(~allowed, -torch.inf)
         if (masked.amax(dim=1) == -torch.inf).any():
@@ -162,7 +162,8 @@ class AnswerFormat(LogitsProcessor):
         Checks an answer and reads it.
 
         Args:
-            text (`str`): the decoded answer, without special tokens. One space at its start is dropped.
+            text (`str`): the decoded answer, without special tokens. One space at its start is dropped, unless the
+                format asks for it.
 
         Returns:
             `Any`: the value of a JSON answer, the text of others.
@@ -170,20 +171,34 @@ class AnswerFormat(LogitsProcessor):
         Raises:
             ValueError: if `max_new_tokens` or a stop string cut the answer, or if it is not in this format at all.
         """
-        matcher, tokens = self._matcher(), self._vocabulary.greedy_tokenize(text)
-        count = matcher.try_consume_tokens(tokens)
-        if count < len(tokens):
-            wrong = self._vocabulary.decode_str(tokens[count:])
+        is_complete, wrong = self._check(text, self._grammar)
+        # A cut within a character leaves bytes of it, which are decoded to U+FFFD.
+        if wrong and self._check(text.rstrip("\ufffd"), self._grammar)[1]:
             raise ValueError(f"The answer {text!r} is not in {self._name}: it cannot go on with {wrong!r}.")
-        if not matcher.is_accepting():
+        if not is_complete:
             raise ValueError(
                 f"The answer was cut before its end, {text!r}; increase `max_new_tokens`, or limit the length in "
                 f"{self._name}."
             )
-        return self._read(text.removeprefix(" "))
+        without_space = text.removeprefix(" ")
+        return self._read(without_space if self._check(without_space, self._grammar_without_space)[0] else text)
 
-    def _matcher(self) -> llguidance.LLMatcher:
-        return llguidance.LLMatcher(self._vocabulary, self._grammar)
+    def _check(self, text: str, grammar: str) -> tuple[bool, str]:
+        """Whether a text follows the grammar to its end, and the part of it that cannot follow what is before it."""
+        matcher, tokens = llguidance.LLMatcher(self._vocabulary, grammar), self._vocabulary.greedy_tokenize(text)
+        wrong = self._vocabulary.decode_str(tokens[matcher.try_consume_tokens(tokens) :])
+        return matcher.is_accepting() and not wrong, wrong
+
+    def _continues_last_call(self, input_ids: torch.Tensor) -> bool:
+        """
+        Whether each row is the beginning of a row of the last step, and one more token. Beam search changes the order
+        of rows, assisted decoding goes back.
+        """
+        length = input_ids.shape[1]
+        if self._last_ids is None or not self._prompt_length < length <= self._last_ids.shape[1] + 1:
+            return False
+        is_same = input_ids[:, None, :-1] == self._last_ids[None, :, : length - 1]
+        return bool(is_same.all(dim=2).any(dim=1).all())
 
     def _allowed(self, row: tuple[llguidance.LLMatcher, list[int]], tokens: list[int]) -> np.ndarray:
         """The tokens that may follow these, as flags. The matcher of the row has read similar ones before."""
