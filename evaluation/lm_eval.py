@@ -36,9 +36,7 @@ class JinaVLM(HFMultimodalLM):
 
     def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
         """The prompt, with the BOS token: text-only prompts go to the tokenizer, but the processor would add it."""
-        prompt = super().apply_chat_template(chat_history, add_generation_prompt)
-        bos_token = self.tokenizer.bos_token or self.tokenizer.eos_token
-        return bos_token + prompt if self.processor.add_bos_token and not prompt.startswith(bos_token) else prompt
+        return self.processor.with_bos_token(super().apply_chat_template(chat_history, add_generation_prompt))
 
 
 if __name__ == "__main__":

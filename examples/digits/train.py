@@ -61,20 +61,16 @@ class DigitsArguments:
     seed: int = field(default=0, metadata={"help": "Random seed."})
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the questions and answers, with the special tokens of Qwen3."""
+def train_tokenizer(corpus: list[str], max_length: int, **settings) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a corpus, with the special tokens of Qwen3. `settings` are those of the `BpeTrainer`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    prompts = [f" User: {question} Assistant:" for question in [*QUESTIONS, DESCRIBE]]
-    captions = [f" {MAX_DIGITS} digits, line {line}:" for line in range(1, MAX_DIGITS + 1)]
-    # Every " 7" must be one token: there are no merges across spaces, and each digit is frequent enough to be merged.
-    corpus = prompts * 20 + captions * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 200
     trainer = trainers.BpeTrainer(
-        vocab_size=370,
         show_progress=False,
         special_tokens=[END_OF_TEXT, "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        **settings,
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
@@ -82,30 +78,47 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=max_length,
     )
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of questions and answers about digits."""
+    prompts = [f" User: {question} Assistant:" for question in [*QUESTIONS, DESCRIBE]]
+    captions = [f" {MAX_DIGITS} digits, line {line}:" for line in range(1, MAX_DIGITS + 1)]
+    # Every " 7" must be one token: there are no merges across spaces, and each digit is frequent enough to be merged.
+    corpus = prompts * 20 + captions * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 200
+    return train_tokenizer(corpus, max_length=1024, vocab_size=370)
+
+
+def save_decoder(folder: Path, tokenizer: PreTrainedTokenizerFast, **sizes) -> None:
+    """Saves a new Qwen3 of these sizes and its tokenizer."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        head_dim=32,
+        num_key_value_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def build_decoder(folder: Path) -> None:
     """Saves a new Qwen3 with four blocks and its tokenizer."""
-    tokenizer = build_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    save_decoder(
+        folder,
+        build_tokenizer(),
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
         num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=1024,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         initializer_range=0.06,
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def compose(folder: Path, seed: int = 0) -> Path:

@@ -24,14 +24,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     HfArgumentParser,
     PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     SiglipVisionModel,
     set_seed,
 )
@@ -41,13 +38,13 @@ from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
 from jvlm.training.evaluation import draw_log
 from jvlm.training.finetune import finetune
 
+from ..digits.train import save_decoder, train_tokenizer
 from .data import DocumentPages
 from .ingredients import CYRILLIC, GREEK, LATIN, TRAIN
 from .pages import KINDS, NOTE, READ, draw_page
 from .vision_tower import train_vision_tower
 
 
-END_OF_TEXT = "<|endoftext|>"
 LOG = "log.json"
 STAGES = ("language", "captions", "questions")
 
@@ -90,48 +87,22 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Byte-level BPE with the special tokens of Qwen3. The words of the questions are tokens; everything else is written
     letter by letter, in every script.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     prompts = [f" User: {template} Assistant:" for template in question_templates()]
     letters = list(LATIN + GREEK + CYRILLIC)
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        min_frequency=5,
-        show_progress=False,
-        special_tokens=[END_OF_TEXT, "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(letters * 1000 + prompts * 5, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        padding_side="left",
-        model_max_length=4096,
-    )
+    return train_tokenizer(letters * 1000 + prompts * 5, max_length=4096, vocab_size=700, min_frequency=5)
 
 
 def build_decoder(folder: Path) -> None:
     """Saves a new Qwen3 with five blocks and its tokenizer."""
-    tokenizer = build_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
+    save_decoder(
+        folder,
+        build_tokenizer(),
         hidden_size=192,
         intermediate_size=512,
         num_hidden_layers=5,
         num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=4096,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         initializer_range=0.05,
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def stages(args: DocumentsArguments) -> dict[str, tuple[DocumentPages, dict]]:
