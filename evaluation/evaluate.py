@@ -302,11 +302,14 @@ def evaluate(
     for number, benchmark in enumerate(benchmarks, start=1):
         folder = output / benchmark.slug
         head = f"[{number}/{len(benchmarks)}] {benchmark.name}"
-        if reason := reason_not_to_run(benchmark, settings):
+        reason = reason_not_to_run(benchmark, settings)
+        if dry_run and benchmark.task is not None:
+            print(f"{head}:\n  {' '.join(command(benchmark, settings, folder))}", flush=True)
+            if reason:
+                print(f"  not now: {reason}", flush=True)
+        elif reason:
             print(f"{head}: not run: {reason}", flush=True)
             outcomes.append(Outcome(benchmark, None, reason))
-        elif dry_run:
-            print(f"{head}:\n  {' '.join(command(benchmark, settings, folder))}", flush=True)
         else:
             print(head, flush=True)
             outcomes.append(outcome := measure(benchmark, settings, folder))
@@ -340,7 +343,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry_run", action="store_true", help="print the commands that would run")
     parser.add_argument("--describe", action="store_true", help="print the table of benchmarks and do nothing else")
     outcomes = run(parser, _evaluate_or_describe, argv)
-    return int(any(outcome.has_failed for outcome in outcomes))
+    has_run_nothing = bool(outcomes) and all(outcome.score is None for outcome in outcomes)
+    return int(has_run_nothing or any(outcome.has_failed for outcome in outcomes))
 
 
 def _evaluate_or_describe(describe: bool, **arguments) -> list[Outcome]:

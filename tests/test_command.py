@@ -211,3 +211,36 @@ def test_without_gradio_the_demo_names_the_extra(capsys, monkeypatch):
         main(["demo"])
     assert exit_info.value.code == 1
     assert "pip install 'jvlm[page]'" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("jvlm_cli.main.find_spec", lambda name: None if name == "peft" else object())
+    with pytest.raises(SystemExit) as exit_info:
+        main(["finetune", "--help"])
+    assert exit_info.value.code == 1
+    error = capsys.readouterr().err
+    assert error == "jvlm finetune: error: it needs peft; install with `pip install 'jvlm[train]'`.\n"
+
+
+def test_a_device_that_cannot_be_used_is_an_error():
+    with pytest.raises(ValueError, match="the device 'foo' cannot be used: "):
+        Answerer(device="foo")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tiles", "x.png", "--evidence", "x.png"], "--evidence x.png would replace the drawing of --tiles."),
+        (["--tiles", PAGES[0]], f"--tiles {PAGES[0]} would replace the image {PAGES[0]}."),
+        (["--tiles", "none/tiles.png"], "--tiles none/tiles.png: there is no folder"),
+        (["--tiles", "tiles.txt"], "--tiles tiles.txt must end in .png or the ending of another format of images."),
+        (["--json-schema", "none.json"], "--json-schema none.json cannot be read: No such file or directory."),
+    ],
+)
+def test_wrong_files_are_found_before_the_model_is_loaded(options, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ask, "Answerer", None)
+    with pytest.raises(SystemExit):
+        ask.main([PAGES[0], "Which digits are written here?", *options])
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

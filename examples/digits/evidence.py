@@ -39,7 +39,7 @@ def measure(model: str | Path = MODEL, num_pages: int = 360, num_training_pages:
         *load(model),
         choice_rows=rows_of([training.draw(index)[0] for index in range(num_training_pages)]),
         rows=rows_of(held_out_pages(num_pages)),
-        data="held-out digit pages",
+        data="questions about one digit of held-out pages",
         max_new_tokens=4 + 2 * MAX_DIGITS,
     )
     measurement.save(model)

@@ -29,7 +29,7 @@ class EvidenceMeasurement:
         right (`int`): number of answers whose strongest place lies in a right box.
         total (`int`): number of all answers.
         chance (`float`): the same share for a random place: the mean share of the boxes in the area of the image.
-        data (`str`): what was asked about, such as `"held-out digit pages"`.
+        data (`str`): what was asked about, such as `"questions about one digit of held-out pages"`.
         choice (`list[int]`): `right` of every layer on the rows on which the layer was chosen.
         choice_total (`int`): number of these rows.
     """

@@ -45,7 +45,7 @@ class Answerer:
         max_new_tokens (`int`, *optional*, defaults to 512): maximum length of an answer.
 
     Raises:
-        OSError, ValueError: if the checkpoint cannot be loaded.
+        OSError, ValueError: if the checkpoint cannot be loaded, or not onto the device.
     """
 
     def __init__(
@@ -68,7 +68,11 @@ class Answerer:
         self.id = str(model or shipped_model())
         self.name = str(model or "the shipped model, which reads handwritten digits only")
         self.processor = AutoProcessor.from_pretrained(self.id)
-        self.model = AutoModelForImageTextToText.from_pretrained(self.id, dtype=dtype).to(device)
+        model = AutoModelForImageTextToText.from_pretrained(self.id, dtype=dtype)
+        try:
+            self.model = model.to(device)
+        except (AssertionError, RuntimeError) as error:  # PyTorch has no error of its own for this
+            raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
         self.images_kwargs: dict[str, Any] = {} if max_crops is None else {"max_crops": max_crops}
         self.max_new_tokens = max_new_tokens
 

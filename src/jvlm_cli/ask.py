@@ -60,6 +60,7 @@ def ask(
     """
     if evidence is not None and len(images) != 1:
         raise ValueError(f"--evidence needs exactly one image, got {len(images)}.")
+    _check_drawings({"--tiles": tiles, "--evidence": evidence}, images)
     schema = None if json_schema is None else _read_schema(json_schema)
     answerer = Answerer(**options)
     if evidence is not None:
@@ -90,9 +91,29 @@ def ask(
     return answer
 
 
+def _check_drawings(paths: dict[str, Path | None], images: list[str]) -> None:
+    """Raises a `ValueError` if a drawing cannot be written, or would replace another one or an image."""
+    import PIL.Image
+
+    taken = {Path(image).resolve(): f"the image {image}" for image in images if "://" not in image}
+    extensions = {extension for extension, name in PIL.Image.registered_extensions().items() if name in PIL.Image.SAVE}
+    for option, path in paths.items():
+        if path is None:
+            continue
+        if path.suffix.lower() not in extensions:
+            raise ValueError(f"{option} {path} must end in .png or the ending of another format of images.")
+        if not path.absolute().parent.is_dir():
+            raise ValueError(f"{option} {path}: there is no folder {path.absolute().parent}.")
+        if path.resolve() in taken:
+            raise ValueError(f"{option} {path} would replace {taken[path.resolve()]}.")
+        taken[path.resolve()] = f"the drawing of {option}"
+
+
 def _read_schema(path: Path) -> dict | bool:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--json-schema {path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from error
 

@@ -5,6 +5,7 @@ import argparse
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 
 from .command_line import argument_parser
 
@@ -22,6 +23,20 @@ COMMANDS = {
     "finetune": ("jvlm.training.finetune", "fine-tune a model on your own images and conversations"),
     "verify": ("jvlm.conversion_scripts.verify", "compare two checkpoints stage by stage"),
 }
+
+
+# Subcommands that need an extra: the packages by which it is recognised, and its name.
+EXTRAS = {
+    "finetune": (("datasets", "peft"), "train"),
+    "serve": (("fastapi", "uvicorn", "openai"), "serve"),
+}
+
+
+def missing_extra(command: str) -> str | None:
+    """What to install before a subcommand can run, if anything is missing."""
+    packages, extra = EXTRAS.get(command, ((), ""))
+    missing = [package for package in packages if find_spec(package) is None]
+    return f"it needs {', '.join(missing)}; install with `pip install 'jvlm[{extra}]'`." if missing else None
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -42,6 +57,8 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the command")
     args = parser.parse_args(argv)
+    if (reason := missing_extra(args.command)) is not None:
+        parser.exit(1, f"jvlm {args.command}: error: {reason}\n")
     return import_module(COMMANDS[args.command][0]).main(args.arguments)
 
 
