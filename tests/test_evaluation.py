@@ -211,6 +211,7 @@ def test_a_missing_harness_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(program, "version", fail)
     assert [outcome.score for outcome in evaluate(DIGITS, ["ai2d"], str(tmp_path))] == [None]
     assert "lmms-eval is not installed; pip install 'jvlm[evaluate]'" in capsys.readouterr().out
+    assert main(["--model", DIGITS, "--suite", "ai2d", "--output_dir", str(tmp_path)]) == 1  # nothing has run
 
 
 def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path, monkeypatch):
