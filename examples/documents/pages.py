@@ -29,7 +29,6 @@ class Question:
     text: str
     answer: str
     box: Box | None = None
-    is_number: bool = False  # scored with a tolerance of 5 % by the relaxed accuracy
 
 
 @dataclass
@@ -239,8 +238,8 @@ def draw_table(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Quest
     row, col = int(rng.integers(num_rows)), int(rng.integers(1, num_cols))
     other = int(rng.integers(num_rows))
     return [
-        Question(f"What is {head[col]} of {rows[row][0]}?", rows[row][col], boxes[row + 1][col], True),
-        Question(f"What is {head[1]} of {rows[other][0]}?", rows[other][1], boxes[other + 1][1], True),
+        Question(f"What is {head[col]} of {rows[row][0]}?", rows[row][col], boxes[row + 1][col]),
+        Question(f"What is {head[1]} of {rows[other][0]}?", rows[other][1], boxes[other + 1][1]),
         Question("How many rows are there?", str(num_rows)),
         Question("What is in the last row of the first column?", rows[-1][0], boxes[-1][0]),
         Question("What is the name of the last column?", head[-1], boxes[0][-1]),
@@ -289,10 +288,10 @@ def draw_bars(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Questi
     sheet.reading = [title, *(f"{label} {value:g}" for label, value in zip(labels, values, strict=True))]
     index, largest, least = int(rng.integers(len(values))), int(values.argmax()), int(values.argmin())
     return [
-        Question(f"What is the value of {labels[index]}?", f"{values[index]:g}", boxes[index][1], True),
+        Question(f"What is the value of {labels[index]}?", f"{values[index]:g}", boxes[index][1]),
         Question("Which bar is the largest?", labels[largest], boxes[largest][0]),
         Question("Which bar is the smallest?", labels[least], boxes[least][0]),
-        Question("What is the largest value?", f"{values[largest]:g}", boxes[largest][1], True),
+        Question("What is the largest value?", f"{values[largest]:g}", boxes[largest][1]),
         Question("How many bars are there?", str(len(values))),
         Question("What is the title?", title, box_of_title),
     ]
@@ -321,10 +320,10 @@ def draw_lines(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Quest
     sheet.reading = [title, *(f"{year} {value:g}" for year, value in zip(years, values, strict=True))]
     index, largest, least = int(rng.integers(len(values))), int(values.argmax()), int(values.argmin())
     return [
-        Question(f"What is the value in {years[index]}?", f"{values[index]:g}", boxes[index][1], True),
+        Question(f"What is the value in {years[index]}?", f"{values[index]:g}", boxes[index][1]),
         Question("When is the value largest?", years[largest], boxes[largest][0]),
         Question("When is the value smallest?", years[least], boxes[least][0]),
-        Question("What is the largest value?", f"{values[largest]:g}", boxes[largest][1], True),
+        Question("What is the largest value?", f"{values[largest]:g}", boxes[largest][1]),
         Question("What is the title?", title, box_of_title),
     ]
 
