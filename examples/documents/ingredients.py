@@ -53,6 +53,7 @@ CHARACTERS = ASCII + LATIN + GREEK + CYRILLIC
 LATIN_LOCALES = ("en_US", "de_DE", "fr_FR", "es_ES", "it_IT", "nl_NL", "pl_PL", "cs_CZ")
 SCRIPTS = {"Latin": LATIN_LOCALES, "Greek": ("el_GR",), "Cyrillic": ("ru_RU", "uk_UA")}
 LOCALES = ("en_US", "en_GB", "de_DE", "fr_FR", "es_ES", "pl_PL", "it_IT", "nl_NL")
+UNORDERED = ("it_IT", "city")  # faker takes these from a set, whose order is another one in every run
 CURRENCIES = ("USD", "GBP", "EUR", "EUR", "PLN", "CHF")
 # Space characters other than U+0020, which typography puts into numbers.
 SPACES = str.maketrans({"\u00a0": " ", "\u202f": " ", "\u2009": " ", "\u2212": "-", "\u2019": "'"})
@@ -146,6 +147,8 @@ def names(split: str, kind: str, longest: int = 14) -> list[str]:
     known = set(CHARACTERS) | {" "}
     found: set[str] = set()
     for locale in LOCALES:
+        if (locale, kind) == UNORDERED:
+            continue
         fake = Faker(locale)
         fake.seed_instance(0)
         found |= {getattr(fake, kind)() for _ in range(400)}
