@@ -33,6 +33,11 @@ MAX_NEW_TOKENS = 48
 PRINTED = "printed"
 
 
+def is_printed(question: Question) -> bool:
+    """Whether the answer is text on the page, and neither counted nor a tick."""
+    return question.box is not None and question.answer not in ("yes", "no")
+
+
 def rows_of(pages: list[Page]) -> list[tuple[Page, Question]]:
     """All questions about every page, sorted by grid, which keeps padding small."""
     rows = [(page, question) for page in pages for question in page.questions]
@@ -54,7 +59,7 @@ def score(rows: list[tuple[Page, Question]], answers: list[str]) -> dict:
             sums["questions"] += 1
             for name, function in SCORES.items():
                 sums[name] += function(answer, question.answer)
-            if question.box is not None and question.answer not in ("yes", "no"):
+            if is_printed(question):
                 sums[PRINTED][0] += int(answer == question.answer)
                 sums[PRINTED][1] += 1
     return parts
@@ -88,7 +93,7 @@ def evaluate_tesseract(num_pages: int = NUM_PAGES, seed: int = 1) -> dict[str, l
     for page in logging.tqdm(held_out_pages(num_pages, seed), desc="Pages"):
         text = " ".join(read_with_tesseract(page).split())
         for question in page.questions:
-            if question.box is None or question.answer in ("yes", "no"):
+            if not is_printed(question):
                 continue
             for part in ("all", page.kind, f"{page.grid[0]}x{page.grid[1]}"):
                 found[part][0] += int(question.answer in text)

@@ -269,6 +269,15 @@ def _colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return tuple(int(value) for value in rng.integers(60, 210, 3))
 
 
+def _write_mark(
+    sheet: Sheet, x: float, y: float, axis: float, width: float, size: int, name: str, value: float
+) -> tuple[Box, Box]:
+    """Writes the value of a bar or point at `y` and its name below the axis. Returns the boxes of name and value."""
+    text = f"{value:g}"
+    box = sheet.write(x, y, text, sheet.fit(text, size, width - 4), "center")
+    return sheet.write(x, axis + 1.2 * size, name, sheet.fit(name, size, width - 6), "center"), box
+
+
 def draw_bars(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Question]:
     """A bar chart with a title, a name below each bar and its value above it."""
     size = min(_text_size(sheet, rng), 28)
@@ -281,10 +290,7 @@ def draw_bars(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Questi
         middle = 12 + (index + 0.5) * width
         high = bottom - (bottom - top) * value / values.max()
         sheet.draw.rectangle((middle - 0.3 * width, high, middle + 0.3 * width, bottom), fill=colour)
-        text = f"{value:g}"
-        box = sheet.write(middle, high - 5, text, sheet.fit(text, size, width - 4), "center")
-        name = sheet.write(middle, bottom + 1.2 * size, label, sheet.fit(label, size, width - 6), "center")
-        boxes.append((name, box))
+        boxes.append(_write_mark(sheet, middle, high - 5, bottom, width, size, label, value))
     sheet.reading = [title, *(f"{label} {value:g}" for label, value in zip(labels, values, strict=True))]
     index, largest, least = int(rng.integers(len(values))), int(values.argmax()), int(values.argmin())
     return [
@@ -313,10 +319,7 @@ def draw_lines(sheet: Sheet, rng: np.random.Generator, split: str) -> list[Quest
     boxes = []
     for (x, y), year, value in zip(points, years, values, strict=True):
         sheet.draw.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
-        text = f"{value:g}"
-        box = sheet.write(x, y - 8, text, sheet.fit(text, size, width - 4), "center")
-        name = sheet.write(x, bottom + 1.2 * size, year, sheet.fit(year, size, width - 6), "center")
-        boxes.append((name, box))
+        boxes.append(_write_mark(sheet, x, y - 8, bottom, width, size, year, value))
     sheet.reading = [title, *(f"{year} {value:g}" for year, value in zip(years, values, strict=True))]
     index, largest, least = int(rng.integers(len(values))), int(values.argmax()), int(values.argmin())
     return [

@@ -10,7 +10,7 @@ Trains the document model in `examples/documents/model`, in the steps of a full-
 3. `language`: trains the decoder on questions about pages given as text.
 4. `composed`: combines both with `jvlm.conversion_scripts.compose_from_pretrained`.
 5. `captions`: the paper's first stage, on page images and their text.
-6. `questions`: the paper's second stage, on page images and questions, first on pages of few tiles.
+6. `questions`: the paper's second stage, on page images and questions, mostly on pages of few tiles.
 
 `--continue_from` starts from a trained model, on other pages if `--seed` is another one: its vision tower goes on
 naming characters, then the model goes on answering questions. Each step has a folder in OUT. Complete steps are
