@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits" / "model"
 PUBLISHED = ROOT / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 MAX_NEW_TOKENS = 16
-MAX_LENGTH = 1024  # of prompt and answer
+MAX_LENGTH = 4096  # of prompt and answer
 MAX_CROPS = (1, 2, 4, 6, 12)
 SECONDS = 3600  # for all modes of a layout, on a busy machine; usually one minute
 
@@ -113,8 +113,9 @@ def _run_mode(mode: str, job: dict) -> dict[str, Any]:
 
         adapter = LoRARequest("language model", 1, job["adapters"]["language_model"])
         result["adapter"] = ask(model, asked, lora_request=adapter)
+        # As the server does. A request with an adapter that cannot be loaded would stay in the engine.
         result["refused adapters"] = [
-            refusal(ask, model, asked[:1], lora_request=LoRARequest(part, index, job["adapters"][part]))
+            refusal(model.llm_engine.add_lora, LoRARequest(part, index, job["adapters"][part]))
             for index, part in enumerate(("connector", "vision_tower"), 2)
         ]
         result["after adapters"] = ask(model, asked)
@@ -469,7 +470,9 @@ def check_answers(workspace: Path, report: Report, only: str | None = None) -> l
             streamed = [vllm_load.stream(address, conversation) for conversation in asked["conversations"]]
         processor = AutoProcessor.from_pretrained(folder)
         texts = [processor.decode(one["answer"], skip_special_tokens=True) for one in expected]
-        report.compare(layout, "streaming", "streamed by the server", texts, streamed)
+        # vLLM does not stream an incomplete character at the end, which random models write.
+        found = [text.rstrip("�") for text in streamed]
+        report.compare(layout, "streaming", "streamed by the server", [text.rstrip("�") for text in texts], found)
 
     if only is not None:
         return [only]
@@ -496,8 +499,9 @@ def check_faults(workspace: Path) -> tuple[str, bool]:
     inputs = AutoProcessor.from_pretrained(DIGITS)(text="<|image|>", images=image, return_tensors="pt")
     model = AutoModelForImageTextToText.from_pretrained(DIGITS, dtype="float32")
     (features,) = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"]).pooler_output
+    over_long = [user(READ, *[image] * (MAX_LENGTH // inputs["input_ids"].shape[1] + 1))]
     job = {
-        **{"folder": str(DIGITS), "conversation": [user(READ, image)], "over-long": [user(READ, *[image] * 7)]},
+        **{"folder": str(DIGITS), "conversation": [user(READ, image)], "over-long": over_long},
         **{"features": features.tolist(), "prompt": f" User:<|image|> {READ} Assistant:"},
     }
     *faults, last = FAULTS
