@@ -8,8 +8,8 @@ All weights and images are random; nothing is downloaded. A stage alternates bet
 process. Its result is written to DIR/results.json when it finishes, so stages can be run separately; a repeated stage
 replaces its previous result. DIR/results.md contains the table and DIR/growth.png the growth curves. `full` needs
 10 GB of memory in bfloat16 and 16 GB in float32; the end-to-end stages need memory for two models. Peak memory is the
-memory that a call allocates in addition to the memory allocated before. Ratios are ratios of medians, relative to the
-last line of a case.
+memory that a call allocates in addition to the memory allocated before. A ratio is relative to the last line of a
+case: the median of those of the rounds, with the smallest and the largest. With fewer than three rounds there is none.
 """
 
 import argparse

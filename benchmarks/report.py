@@ -1,6 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """Formats results as a Markdown table and plots the growth curves."""
 
+import statistics
 from pathlib import Path
 
 
@@ -14,10 +15,11 @@ def _gigabytes(num_bytes: int | None) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
-def _ratio(ratio: float | None) -> str:
-    if ratio is None:
+def _ratio(ratios: list[float]) -> str:
+    """The median with the smallest and the largest ratio of a round."""
+    if not ratios:
         return ""
-    return f"1/{1 / ratio:.1f}" if ratio < 0.5 else f"{ratio:.2f}"
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
 
 
 def _notes(record: dict) -> str:
@@ -27,7 +29,7 @@ def _notes(record: dict) -> str:
     if "held_memory" in record:
         notes.append(f"holds {_gigabytes(record['held_memory'])}")
     if "agreement" in record:
-        notes.append(f"{record['agreement']:.0%} of the answers as in bfloat16")
+        notes.append(f"{record['agreement']:.0%} of the answers as in {record.get('like', 'bfloat16')}")
     return ", ".join(notes)
 
 
@@ -37,7 +39,7 @@ def table(results: list[dict]) -> str:
         results (`list[dict]`): results of `python -m benchmarks`, one per stage.
 
     Returns:
-        `str`: a Markdown table with the median seconds, peak memory and ratio of every case.
+        `str`: a Markdown table with the median seconds, peak memory and ratios of every case.
     """
     lines = [
         "| stage | case | what | median | ratio | wanted | peak memory | |",
@@ -50,7 +52,7 @@ def table(results: list[dict]) -> str:
                 record["case"],
                 record["name"],
                 _seconds(record["median"]),
-                _ratio(record["ratio"]),
+                _ratio(record["ratios"]),
                 record["wanted"],
                 _gigabytes(record["peak_memory"]),
                 _notes(record),

@@ -3,7 +3,6 @@
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from examples.digits.pages import MAX_DIGITS, QUESTIONS, held_out_pages
 from jvlm import JinaVLMImageProcessor
 
 from .conversion import measure as measure_in_new_process
+from .cpu import BASELINE, WAYS, Clock, matrix_products
 from .measure import Measurement, held_memory, measure
 from .models import OTHERS, TEXT_TOKENS, Bench, random_image
 from .training import ROW_LENGTHS, frozen_tower, kept_features, packed_and_padded
@@ -32,6 +32,8 @@ from .training import ROW_LENGTHS, frozen_tower, kept_features, packed_and_padde
 IMAGES = {(512, 512): "≤ 1/6", (910, 1176): "≤ 1/6", (3000, 4000): "≤ 1/8"}
 BATCHES = ((100, 100), (512, 512), (910, 1176))
 NUM_TILES = 13  # thumbnail and 3 × 4 tiles
+MIN_ROUNDS = 3  # of a ratio
+NUM_PAGES = 24  # that answers are compared on, with five questions each
 GREEDY = {"do_sample": False}
 CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
 
@@ -39,14 +41,20 @@ CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") e
 def record(
     case: str, name: str, measured: Measurement, baseline: Measurement | None = None, wanted: str = "", **values
 ) -> dict:
-    """One line of the table. `ratio` is the median time divided by that of the baseline, `wanted` its target."""
+    """
+    One line of the table. `ratios` are the time divided by that of the baseline, round by round, and `wanted` is the
+    target of their median. There are none with fewer than three rounds, which say too little.
+    """
+    ratios = []
+    if baseline is not None and min(len(measured.seconds), len(baseline.seconds)) >= MIN_ROUNDS:
+        ratios = [one / other for one, other in zip(measured.seconds, baseline.seconds, strict=True)]
     return {
         "case": case,
         "name": name,
         "seconds": measured.seconds,
         "median": measured.median,
         "peak_memory": measured.peak_memory,
-        "ratio": measured.median / baseline.median if baseline else None,
+        "ratios": ratios,
         "wanted": wanted,
         **values,
     }
@@ -171,42 +179,80 @@ def end_to_end(bench: Bench, other: str) -> list[dict]:
     """Time to the first token and tokens per second about an image of 3 × 4 tiles, against another model."""
     num_tokens = 16
     models = {"JinaVLM": (bench.model, bench.prompt(bench.tiles(NUM_TILES))), other: bench.other(other)}
-    first, later = {name: Measurement() for name in models}, {name: Measurement() for name in models}
+    lengths = {name: inputs["input_ids"].shape[1] for name, (_, inputs) in models.items()}
+    functions = {
+        f"{name}, {lengths[name]} tokens": partial(generate_with, model, inputs, num_tokens)
+        for name, (model, inputs) in models.items()
+    }
+    return compare_tokens(bench, functions)
 
-    class Clock:
-        """A streamer that records when `generate` passes it the prompt and every token."""
 
-        def __init__(self):
-            self.times = []
+def generate_with(model, inputs: dict, num_tokens: int) -> Clock:
+    """Generates this number of tokens; the returned clock has their times."""
+    clock = Clock()
+    length = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
+    model.generate(**inputs, **GREEDY, **length, streamer=clock)
+    return clock
 
-        def put(self, value):
-            self.times.append(time.perf_counter())
 
-        def end(self):
-            pass
-
-    def generate(name: str):
-        model, inputs = models[name]
-        clock, start, length = (
-            Clock(),
-            time.perf_counter(),
-            {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens},
-        )
-        model.generate(**inputs, **GREEDY, **length, streamer=clock)
-        first[name].seconds.append(clock.times[1] - start)
-        later[name].seconds.append((clock.times[-1] - clock.times[1]) / (num_tokens - 1))
-
-    functions = {name: partial(generate, name) for name in models}
-    measured = measure(functions, bench.device, max_rounds=4, max_seconds=bench.max_seconds)
+def compare_tokens(bench: Bench, functions: dict[str, Callable[[], Clock]], what: str = "", **values) -> list[dict]:
+    """Time to the first token and of later ones. The functions return clocks, and the last one is the baseline."""
+    clocks: dict[str, list[Clock]] = {name: [] for name in functions}
+    calls = {name: lambda name=name: clocks[name].append(functions[name]()) for name in functions}
+    measured = measure(calls, bench.device, max_rounds=MIN_ROUNDS + 1, max_seconds=bench.max_seconds)
+    *_, last = functions
     records = []
-    for case, seconds in (("first token", first), ("a later token", later)):
-        for name in models:
-            seconds[name].seconds = seconds[name].seconds[-len(measured[name].seconds) :]
-            seconds[name].peak_memory = measured[name].peak_memory
-            length = models[name][1]["input_ids"].shape[1]
-            baseline = seconds[other] if name != other else None
-            records.append(record(case, f"{name}, {length} tokens", seconds[name], baseline))
+    for case, part in (("first token", "first"), ("a later token", "later")):
+        times = {
+            name: Measurement(
+                [getattr(clock, part) for clock in clocks[name][-len(measured[name].seconds) :]],
+                measured[name].peak_memory,
+            )
+            for name in functions
+        }
+        for name, each in times.items():
+            baseline = None if name == last else times[last]
+            records.append(record(f"{what}{case}", name, each, baseline, **values.get(name, {})))
     return records
+
+
+def cpu_ways(bench: Bench) -> list[dict]:
+    """Ways to run the model on a CPU, against float32, and how many answers of the shipped model are the same."""
+    expected = answers(WAYS[BASELINE].load(DIGITS_MODEL))
+    notes = {}
+    for name, way in logging.tqdm(WAYS.items(), desc="Answers"):
+        with way.use():
+            given = answers(way.load(DIGITS_MODEL))
+        same = sum(one == other for one, other in zip(given, expected, strict=True))
+        notes[name] = {"agreement": same / len(given), "like": BASELINE}
+    prompt = bench.prompt(bench.tiles(NUM_TILES))
+
+    def run(way, model) -> Clock:
+        inputs = {name: value.to(way.dtype) if value.is_floating_point() else value for name, value in prompt.items()}
+        with way.use():
+            return generate_with(model, inputs, 8)
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench.model.to(torch.bfloat16).save_pretrained(folder)
+        bench.forget()
+        models: dict = {}
+        for name, way in WAYS.items():
+            # Both float32 ways share their weights, which saves memory.
+            key = name if way.prepare else way.dtype
+            models[key] = models.get(key) or way.load(folder)
+        functions = {name: partial(run, way, models[name if way.prepare else way.dtype]) for name, way in WAYS.items()}
+        return compare_tokens(bench, functions, f"{NUM_TILES} tiles, ", **notes)
+
+
+def image_path_and_products(bench: Bench) -> list[dict]:
+    """The image path against its matrix products alone, which no arrangement of the other work can undercut."""
+    prompt, model = bench.prompt(bench.tiles(NUM_TILES)), bench.model.model
+    num_cells = int((prompt["image_token_positions"] >= 0).sum())
+    functions = {
+        "tower, connector, merge": lambda: merge_images(model, prompt),
+        "matrix products alone": matrix_products(bench.config, NUM_TILES, num_cells, bench.dtype),
+    }
+    return compare(bench, f"{NUM_TILES} tiles", functions, "≤ 1.1")
 
 
 def _load(folder: str, dtype: torch.dtype) -> None:
@@ -317,11 +363,11 @@ def quantizations() -> dict:
     return configs
 
 
-def answers(config=None, num_pages: int = 24) -> list[str]:
-    """Greedy answers of the shipped model about held-out pages, in bfloat16 or quantized by `config`."""
-    processor, model = AutoProcessor.from_pretrained(DIGITS_MODEL), load_quantized(DIGITS_MODEL, config)
+def answers(model) -> list[str]:
+    """Greedy answers of the shipped model, loaded in some way, about held-out pages."""
+    processor = AutoProcessor.from_pretrained(DIGITS_MODEL)
     texts = []
-    for page in held_out_pages(num_pages):
+    for page in held_out_pages(NUM_PAGES):
         for question in QUESTIONS:
             inputs = processor.apply_chat_template(
                 conversation(page.image, question),
@@ -330,7 +376,7 @@ def answers(config=None, num_pages: int = 24) -> list[str]:
                 return_dict=True,
                 return_tensors="pt",
             )
-            inputs = inputs.to(model.device, torch.bfloat16)
+            inputs = inputs.to(model.device, model.dtype)
             output = model.generate(**inputs, **GREEDY, max_new_tokens=4 + 2 * MAX_DIGITS)
             texts.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return texts
@@ -348,7 +394,7 @@ def quantization(bench: Bench) -> list[dict]:
     configs, records = quantizations(), []
     if not configs:
         raise RuntimeError("Neither torchao nor bitsandbytes is installed; run pip install 'jvlm[bench]'.")
-    expected = answers()
+    expected = answers(load_quantized(DIGITS_MODEL, None))
     with tempfile.TemporaryDirectory() as folder:
         bench.model.to(torch.bfloat16).save_pretrained(folder)
         bench.forget()
@@ -365,7 +411,7 @@ def quantization(bench: Bench) -> list[dict]:
                 for each, each_model in ((name, model), ("bfloat16", plain))
             }
             rows = compare(bench, "256 tokens, 16 new ones", functions, rounds=3)
-            given = answers(config)
+            given = answers(load_quantized(DIGITS_MODEL, config))
             same = sum(one == other for one, other in zip(given, expected, strict=True)) / len(given)
             rows[0] |= {"held_memory": memory, "agreement": same}
             rows[1] |= {"held_memory": plain_memory}
@@ -409,6 +455,8 @@ STAGES: dict[str, Callable[[Bench], list[dict]]] = {
     "growth_batch": growth_batch,
     "growth_text": growth_text,
     "quantization": quantization,
+    "cpu_ways": cpu_ways,
+    "matrix_products": image_path_and_products,
     "training_packing": training_packing,
     "training_frozen_tower": training_frozen_tower,
     "training_kept_features": training_kept_features,

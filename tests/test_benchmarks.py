@@ -70,6 +70,7 @@ def test_full_size_is_the_default_configuration():
 def test_stages_write_results_and_table(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "IMAGES", {(60, 80): "≤ 1/8"})
     monkeypatch.setattr(stages, "BATCHES", [(20, 30)])
+    monkeypatch.setattr(stages, "NUM_PAGES", 1)
     results = program.run("tiny", "float32", "cpu", QUICK, tmp_path, max_seconds=0)
     assert [result["stage"] for result in results] == QUICK
     assert json.loads((tmp_path / "results.json").read_text()) == results
@@ -124,7 +125,10 @@ def test_stages_are_selected_by_prefix(capsys):
 
 def test_format_of_the_table():
     record = {"case": "c", "name": "n", "wanted": "", "peak_memory": 1_500_000_000}
-    rows = [record | {"median": 0.0123, "ratio": 0.1}, record | {"median": 2.5, "ratio": 1.034, "agreement": 0.75}]
+    rows = [
+        record | {"median": 0.0123, "ratios": [0.09, 0.11, 0.1]},
+        record | {"median": 2.5, "ratios": [], "agreement": 0.75},
+    ]
     lines = report.table([{"stage": "decode", "dtype": "bfloat16", "records": rows}]).splitlines()
-    assert lines[2] == "| decode, bfloat16 | c | n | 12.3 ms | 1/10.0 |  | 1.50 GB |  |"
-    assert lines[3] == "| decode, bfloat16 | c | n | 2.50 s | 1.03 |  | 1.50 GB | 75% of the answers as in bfloat16 |"
+    assert lines[2] == "| decode, bfloat16 | c | n | 12.3 ms | 0.10 (0.09–0.11) |  | 1.50 GB |  |"
+    assert lines[3] == "| decode, bfloat16 | c | n | 2.50 s |  |  | 1.50 GB | 75% of the answers as in bfloat16 |"

@@ -33,7 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = ROOT / "examples" / "digits" / "model"
 PUBLISHED = ROOT / "tests" / "fixtures" / "release_tiny" / "checkpoint"
 MAX_NEW_TOKENS = 16
-MAX_LENGTH = 4096  # of prompt and answer
+MAX_LENGTH = 1024  # of prompt and answer
+LONG = 4096  # that of the published layout, which has larger tiles
 MAX_CROPS = (1, 2, 4, 6, 12)
 SECONDS = 3600  # for all modes of a layout, on a busy machine; usually one minute
 
@@ -94,7 +95,7 @@ def run_answers(job: dict) -> dict[str, dict[str, Any]]:
 
 def _run_mode(mode: str, job: dict) -> dict[str, Any]:
     asked = job["conversations"]
-    model = start(job["folder"], **MODES.get(mode, EXPORTED))
+    model = start(job["folder"], **{"max_model_len": job["max_length"], **MODES.get(mode, EXPORTED)})
     if mode == "image limit":
         return {"refused": refusal(ask, model, [job["two images"]])}
     result: dict[str, Any] = {"one by one": [ask(model, [conversation])[0] for conversation in asked]}
@@ -402,13 +403,14 @@ def questions(layout: str, folder: Path) -> dict[str, Any]:
 
     sizes = [(300, 300), (910, 378), (378, 1176), (868, 1134)]
     asked = conversations(sizes if layout == "published" else [(60, 60), (140, 50), (50, 180), (130, 170)])
+    max_length = LONG if layout == "published" else MAX_LENGTH
     about_large = asked[1]
     inputs = AutoProcessor.from_pretrained(folder)(text="<|image|>", images=image_of(about_large))
     image_part, text_part = about_large[0]["content"]
-    content = [image_part] * (MAX_LENGTH // len(inputs["input_ids"][0]) + 1) + [text_part]
+    content = [image_part] * (max_length // len(inputs["input_ids"][0]) + 1) + [text_part]
     over_long = [{"role": "user", "content": content}]
     return {
-        **{"conversations": asked, "over-long": over_long},
+        **{"conversations": asked, "over-long": over_long, "max_length": max_length},
         **{"special": special(about_large), "wrong": wrong(about_large)},
     }
 
@@ -479,7 +481,7 @@ def check_answers(workspace: Path, report: Report, only: str | None = None) -> l
     # Without the package, the code of the exported folder answers.
     asked = questions("stitched", stitched)["conversations"]
     folder = export_to_hub(stitched, workspace / "exported")
-    job = {"folder": str(folder), "conversations": asked, "modes": [NO_PLUGIN]}
+    job = {"folder": str(folder), "conversations": asked, "max_length": MAX_LENGTH, "modes": [NO_PLUGIN]}
     found = in_process("run_answers", job, workspace, plugin=False)[NO_PLUGIN]
     expected = ask_transformers(stitched, [(conversation, {}) for conversation in asked])
     for how in ("one by one", "at once"):
