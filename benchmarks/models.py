@@ -162,7 +162,7 @@ class Bench:
         positions = torch.tensor(self.geometry.token_positions((1, max(1, num_tiles - 1))))[:num_tiles]
         side, shape = self.geometry.tile_size, (num_images * num_tiles, 3)
         return {
-            "pixel_values": torch.rand(*shape, side, side, device=self.device, dtype=self.dtype) * 2 - 1,
+            "pixel_values": torch.empty(*shape, side, side, device=self.device, dtype=self.dtype).uniform_(-1, 1),
             "image_token_positions": positions.repeat(num_images, 1).to(self.device),
         }
 

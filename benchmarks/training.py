@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from jvlm.training.vision_features import VisionFeatures, tile_key, tower_settings
+from jvlm.modeling.image_plan import digest
+from jvlm.training.vision_features import VisionFeatures, tower_settings
 
 from .models import Bench
 
@@ -68,7 +69,7 @@ def kept_features(bench: Bench, folder: Path) -> dict:
     with torch.no_grad():
         features = model.model.get_vision_features(pixel_values).last_hidden_state
     for tile, of_tile in zip(pixel_values, features, strict=True):
-        kept.add(tile_key(tile), of_tile)
+        kept.add(digest(tile), of_tile)
     kept.flush()
 
     def from_disk() -> None:

@@ -1,7 +1,8 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The plan of a batch's images: which pooled cell of which tile becomes which image token."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -34,6 +35,9 @@ class ImagePlan(ModelOutput):
             Number of image tokens of every image; `None` in a traced plan.
         positions_shape (`tuple[int, int]`, *optional*):
             Shape of the positions that the plan was made from; `None` in a traced plan.
+        keep_tile_features (`bool`, *optional*):
+            `False` if `get_image_features` returns no `last_hidden_state`, whose memory grows with the number of
+            tiles. `generate` sets it.
     """
 
     tile_indices: torch.Tensor | None = None
@@ -42,12 +46,36 @@ class ImagePlan(ModelOutput):
     num_tiles: tuple[int, ...] | None = None
     num_tokens: tuple[int, ...] | None = None
     positions_shape: tuple[int, int] | None = None
+    keep_tile_features: bool | None = None
 
     def split(self, image_features: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The features `(image_tokens, hidden_size)` of every image; of all images together in a traced plan."""
         if self.num_tokens is None:
             return image_features
         return image_features[: sum(self.num_tokens)].split(self.num_tokens) if self.num_tokens else ()
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether [`plan_images`] made the plan, so that its values may be read outside of a trace."""
+        return self.num_tokens is not None and self.positions_shape is not None and self.cell_indices.is_cpu
+
+    def select(self, images: Sequence[int]) -> "ImagePlan":
+        """The plan of some images of a plan on the host, in the given order."""
+        tile_indices, *tensors, num_tiles, num_tokens, (_, columns) = self.to_tuple()[:6]
+        cells, is_last_tile = (torch.cat([self.split(tensor)[image] for image in images]) for tensor in tensors)
+        tiles, tile = (cells // columns).unique(return_inverse=True)
+        num_tiles, num_tokens = (tuple(counts[image] for image in images) for counts in (num_tiles, num_tokens))
+        cells = tile * columns + cells % columns
+        return ImagePlan(tile_indices[tiles], cells, is_last_tile, num_tiles, num_tokens, (sum(num_tiles), columns))
+
+    def groups(self, size: int) -> Iterator[tuple[torch.Tensor, "ImagePlan"]]:
+        """Divides a plan on the host into plans of at most `size` distinct tiles, each after the rows of its cells."""
+        tile_indices, cell_indices, is_last_tile, _, _, (_, columns) = self.to_tuple()[:6]
+        for number, group in enumerate(tile_indices.split(size)):
+            cells = cell_indices - number * size * columns
+            rows = ((cells >= 0) & (cells < len(group) * columns)).nonzero()[:, 0]
+            if len(rows):
+                yield rows, ImagePlan(group, cells[rows], is_last_tile[rows])
 
 
 def check_positions(image_token_positions: Any) -> torch.Tensor:
@@ -108,9 +136,29 @@ def pick_tiles(
     return vision_features
 
 
-def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
+def digest(*tensors: torch.Tensor, text: str = "") -> str:
+    """A hash of the values of tensors, and of a text. Tensors of another device are copied to the host."""
+    result = hashlib.blake2b(text.encode(), digest_size=16)
+    for tensor in tensors:
+        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return result.hexdigest()
+
+
+def comparable(pixel_values: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    The tiles, if the model compares them: those on the CPU. Tiles with gradients would get those of their copies.
+    """
+    if pixel_values is None or pixel_values.device.type != "cpu" or pixel_values.requires_grad:
+        return None
+    return pixel_values
+
+
+def plan_images(image_token_positions: torch.Tensor, pixel_values: torch.Tensor | None = None) -> ImagePlan:
     r"""
     Plans on the host which pooled cell becomes which image token. The tensors of the plan are on the CPU.
+
+    The plan encodes the tile of a 1×1 grid and its thumbnail once, and with `pixel_values` all tiles that have equal
+    pixels, such as blank paper or an image that appears twice. The features are those of all tiles.
 
     Args:
         image_token_positions (`torch.Tensor` of shape `(tiles, pooled_cells)`, integers):
@@ -118,9 +166,12 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
             whose first cell is token 0 starts an image: a thumbnail keeps all of its cells. Tiles before the first
             image belong to none and have no tokens. If there are no image tokens at all, one cell is pooled that no
             token uses, because attention needs one.
+        pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`, *optional*):
+            The tiles. The model passes them if they are on the CPU; those of another device are copied to the host.
 
     Raises:
-        ValueError: if the positions are no integers, or those of an image are not a permutation of its tokens.
+        ValueError: if the positions are no integers, or those of an image are not a permutation of its tokens, or the
+            numbers of tiles differ.
     """
     positions = check_positions(image_token_positions).cpu().numpy()
     is_thumbnail, is_kept = positions[:, 0] == 0, positions >= 0
@@ -138,14 +189,21 @@ def plan_images(image_token_positions: torch.Tensor) -> ImagePlan:
             f"{is_thumbnail.sum()} images. Pass it as the processor returned it, next to its `pixel_values`."
         )
     # The tile of a 1×1 grid has the pixels of its thumbnail, so the pair is encoded once.
-    is_copy = ~is_thumbnail & (np.append(num_tiles, 0)[image] == 2)
-    distinct_tile = (~is_copy).cumsum() - 1  # [tiles]
+    index = np.arange(len(positions))
+    source = index - (~is_thumbnail & (np.append(num_tiles, 0)[image] == 2))  # [tiles], the tile that is encoded
+    if pixel_values is not None:
+        if len(pixel_values) != len(positions):
+            raise ValueError(f"There are {len(pixel_values)} tiles and positions of {len(positions)} tiles.")
+        first: dict[str, int] = {}
+        source = np.array([first.setdefault(digest(pixel_values[tile]), tile) for tile in source], dtype=int)
+    is_encoded = source == index
+    distinct_tile = (is_encoded.cumsum() - 1)[source]  # [tiles]
     cell_indices = distinct_tile[tile] * positions.shape[1] + cell
     is_last_tile = np.append(is_thumbnail[1:], True)[tile]
     if len(order) == 0:
         cell_indices, is_last_tile, order = np.zeros(1, int), np.zeros(1, bool), np.zeros(1, int)
     return ImagePlan(
-        tile_indices=torch.from_numpy((~is_copy).nonzero()[0]),
+        tile_indices=torch.from_numpy(is_encoded.nonzero()[0]),
         cell_indices=torch.from_numpy(cell_indices[order]),
         is_last_tile=torch.from_numpy(is_last_tile[order]),
         num_tiles=tuple(num_tiles.tolist()),
@@ -205,4 +263,14 @@ def check_prompt(plan: ImagePlan, image_tokens: Sequence[int], num_start_tokens:
         )
 
 
-__all__ = ["ImagePlan", "check_positions", "check_prompt", "check_tiles", "pick_tiles", "plan_images", "trace_plan"]
+__all__ = [
+    "ImagePlan",
+    "check_positions",
+    "check_prompt",
+    "check_tiles",
+    "comparable",
+    "digest",
+    "pick_tiles",
+    "plan_images",
+    "trace_plan",
+]

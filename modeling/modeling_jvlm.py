@@ -17,7 +17,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,12 +37,24 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from ..configuration.checkpoint_files import check_folder, name_damaged_file
 from ..configuration.config_files import check_config_files
 from ..configuration.configuration_jvlm import JinaVLMConfig
-from .image_plan import ImagePlan, check_positions, check_prompt, check_tiles, pick_tiles, plan_images, trace_plan
+from .feature_cache import ImageFeatureCache
+from .image_plan import (
+    ImagePlan,
+    check_positions,
+    check_prompt,
+    check_tiles,
+    comparable,
+    pick_tiles,
+    plan_images,
+    trace_plan,
+)
 from .loaded_weights import check_loaded_weights, raise_for_weights
 
 
 # Since Transformers 5.23, `output_hidden_states=[...]` counts the embeddings as hidden state 0.
 _FIRST_BLOCK = 1 if Version(transformers.__version__) >= Version("5.23.0.dev0") else 0
+# The tower takes as many patches at once as the largest image of the published model has.
+_PATCHES_PER_GROUP = 13 * 27**2
 
 
 @auto_docstring(custom_intro="Outputs of the JinaVLM model, with the image features it used.")
@@ -260,6 +272,11 @@ class JinaVLMPreTrainedModel(PreTrainedModel):
     """
 )
 class JinaVLMModel(JinaVLMPreTrainedModel):
+    # Features of earlier calls; None is no cache.
+    image_cache: ImageFeatureCache | None = None
+    # How many tiles the vision tower takes at once without gradients; None is by their size.
+    tiles_per_group: int | None = None
+
     def __init__(self, config: JinaVLMConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
@@ -303,11 +320,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             if torch.compiler.is_compiling():
                 raise ValueError("A traced `get_image_features` needs `image_plan`; make it outside of the trace.")
             check_tiles(self.config, pixel_values, getattr(image_token_positions, "shape", None))
-            image_plan = plan_images(check_positions(image_token_positions))
-        outputs = self._encode_images(pixel_values, image_plan, **kwargs)
+            image_plan = plan_images(check_positions(image_token_positions), comparable(pixel_values))
+        outputs = self._encode_images(
+            pixel_values, image_plan, keep_features=image_plan.keep_tile_features is not False, **kwargs
+        )
         image_token = torch.full((1, 1), self.config.image_token_id, device=outputs.pooler_output.device)
         embedding = self.get_input_embeddings()(image_token)[0].to(outputs.pooler_output)
-        outputs.pooler_output = image_plan.split(outputs.pooler_output + embedding)
+        # In place, because these are the largest tensors of a prompt with many images.
+        outputs.pooler_output = image_plan.split(outputs.pooler_output.add_(embedding))
         return outputs
 
     def get_vision_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -332,16 +352,57 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         )
 
     def _encode_images(
-        self, tiles: torch.Tensor, plan: ImagePlan, are_features: bool = False, **kwargs
+        self,
+        tiles: torch.Tensor,
+        plan: ImagePlan,
+        are_features: bool = False,
+        keep_features: bool = False,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """Vision tower and connector; `pooler_output` has one row per image token, without the token's embedding."""
-        tiles = tiles[plan.tile_indices.to(tiles.device)]
-        outputs = BaseModelOutputWithPooling(tiles) if are_features else self.get_vision_features(tiles, **kwargs)
-        features = outputs.last_hidden_state
-        outputs.pooler_output = self.connector(
-            features, plan.cell_indices.to(features.device), plan.is_last_tile.to(features.device)
+        """
+        Vision tower and connector. `pooler_output` has one row per image token, without the token's embedding. With
+        `keep_features`, `last_hidden_state` has the features of the distinct tiles.
+        """
+
+        def encode(plan: ImagePlan) -> BaseModelOutputWithPooling:
+            part = tiles[plan.tile_indices.to(tiles.device)]
+            outputs = BaseModelOutputWithPooling(part) if are_features else self.get_vision_features(part, **kwargs)
+            features = outputs.last_hidden_state
+            outputs.pooler_output = self.connector(
+                features, plan.cell_indices.to(features.device), plan.is_last_tile.to(features.device)
+            )
+            outputs.last_hidden_state = features if keep_features else None
+            return outputs
+
+        settings = self.config.vision_config
+        has_states = any(kwargs.values()) or settings.output_hidden_states or settings.output_attentions
+        # With gradients, everything stays in memory anyway.
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or has_states or not plan.is_on_host:
+            return encode(plan)
+        if self.image_cache is None or are_features or keep_features or not plan.num_tokens:
+            return self._encode_groups(encode, plan)
+        features = self.image_cache.get_or_compute(
+            self, tiles, plan, lambda plan: self._encode_groups(encode, plan).pooler_output
         )
-        return outputs
+        return BaseModelOutputWithPooling(pooler_output=features)
+
+    def _encode_groups(self, encode: Callable, plan: ImagePlan) -> BaseModelOutputWithPooling:
+        """The outputs of `encode` for groups of tiles, so that its memory does not grow with their number."""
+        size = self.tiles_per_group
+        if size is None:
+            size = max(1, _PATCHES_PER_GROUP // self.config.patches_per_side**2)
+        elif size < 1:
+            raise ValueError(f"`tiles_per_group` must be at least 1, got {size}.")
+        if plan.tile_indices.shape[0] <= size:
+            return encode(plan)
+        pooled, features = None, []
+        for rows, group in plan.groups(size):
+            outputs = encode(group)
+            if pooled is None:
+                pooled = outputs.pooler_output.new_empty(plan.cell_indices.shape[0], outputs.pooler_output.shape[-1])
+            pooled[rows.to(pooled.device)] = outputs.pooler_output
+            features += [] if outputs.last_hidden_state is None else [outputs.last_hidden_state]
+        return BaseModelOutputWithPooling(torch.cat(features) if features else None, pooled)
 
     def _find_image_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor) -> torch.Tensor:
         """The positions of the image tokens, `[batch, sequence]`; without `input_ids` found by their embedding."""
@@ -356,6 +417,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         input_ids: torch.Tensor | None,
         image_mask: torch.Tensor,
         plan: ImagePlan | None = None,
+        pixel_values: torch.Tensor | None = None,
     ) -> ImagePlan:
         """The plan of the images of a prompt, checked against it with one device-to-host copy for both."""
         counts = image_mask.sum(dim=1)  # [batch]
@@ -364,7 +426,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         if plan is None:
             positions = check_positions(positions)
             host = torch.cat([counts, positions.flatten().to(counts.device)]).cpu()
-            plan = plan_images(host[len(counts) :].view(positions.shape))
+            plan = plan_images(host[len(counts) :].view(positions.shape), comparable(pixel_values))
             counts = host[: len(counts)]
         image_tokens, starts = counts.tolist()[: len(image_mask)], counts.tolist()[len(image_mask) :]
         check_prompt(plan, image_tokens, starts[0] if starts else None, self.config.layout)
@@ -423,7 +485,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             if image_plan is None and is_traced:
                 image_plan = trace_plan(check_positions(image_token_positions), image_mask.sum())
             elif image_plan is None or (image_plan.num_tokens is not None and not is_traced):
-                image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask, image_plan)
+                image_plan = self._plan_prompt(image_token_positions, input_ids, image_mask, image_plan, pixel_values)
             if is_traced or image_plan.num_tokens is None:
                 has_features = image_mask.sum() <= image_plan.cell_indices.shape[0]
                 torch_compilable_check(has_features, "`image_plan` has fewer image tokens than the prompt.")
@@ -499,10 +561,11 @@ class JinaVLMForConditionalGeneration(JinaVLMPreTrainedModel, GenerationMixin):
         positions, attention_mask = kwargs.get("image_token_positions"), kwargs.get("attention_mask")
         if input_ids is not None and kwargs.get("pixel_values") is not None and positions is not None:
             check_tiles(self.config, kwargs["pixel_values"], check_positions(positions).shape)
-            plan = self.model._plan_prompt(positions, input_ids, input_ids == self.config.image_token_id)
+            image_mask, plan = input_ids == self.config.image_token_id, kwargs.get("image_plan")
+            plan = self.model._plan_prompt(positions, input_ids, image_mask, plan, kwargs["pixel_values"])
             num_cached = 0 if cache is None else int(cache.get_seq_length())
             is_whole_chat = attention_mask is None or attention_mask.shape[1] == input_ids.shape[1]
-            kwargs["image_plan"] = plan
+            kwargs["image_plan"] = replace(plan, keep_tile_features=False)
             if is_whole_chat and 0 < num_cached < input_ids.shape[1]:
                 self._drop_cached_images(kwargs, input_ids, num_cached)
         return super().generate(inputs, *args, **kwargs)

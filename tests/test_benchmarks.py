@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import report, stages
+from benchmarks import many_images, report, stages
 from benchmarks.measure import measure
 from benchmarks.models import OTHERS, Bench, build_config
 from benchmarks.stages import STAGES, merge_images
@@ -96,6 +96,16 @@ def test_stages_write_results_and_table(tmp_path, monkeypatch):
     assert len(again) == len(QUICK) + 1
     again = program.run("tiny", "bfloat16", "cpu", ["connector"], tmp_path, max_seconds=0)
     assert len(again) == len(QUICK) + 1
+
+
+def test_the_memory_of_many_images(bench, capsys):
+    group, num_bytes = many_images.vision_side(bench, 3, 13)
+    assert group.median > 0
+    assert num_bytes == 3 * 13 * bench.geometry.cells_per_tile * 64 * 4
+    many_images.main(["--images", "1", "2", "--groups", "4", "--device", "cpu"])
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    expected = [["| groups of 4", "1"], ["| groups of 4", "2"], ["| all tiles at once", "1"]]
+    assert rows == [*expected, ["| all tiles at once", "2"]]
 
 
 def test_plot_of_growth_curves(tmp_path):

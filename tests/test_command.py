@@ -200,6 +200,24 @@ def test_serve_is_the_command_of_transformers(monkeypatch, argv, expected):
     assert calls == [expected]
 
 
+@pytest.mark.parametrize("argv", [["folder", "--image-cache-gb", "0.5", "--port", "9000"], ["--image-cache-gb=0.5"]])
+def test_serve_with_a_cache_of_image_features(monkeypatch, argv):
+    calls = []
+    module = pytest.importorskip("transformers.cli.transformers")
+    monkeypatch.setattr(module, "app", calls.append)
+    monkeypatch.setattr(jvlm.JinaVLMModel, "image_cache", None)
+    serve.main(argv)
+    assert calls == [["serve", "folder", "--port", "9000"] if "folder" in argv else ["serve", str(shipped_model())]]
+    assert jvlm.JinaVLMModel.image_cache.max_bytes == 5 * 10**8
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "much", "nan", "inf"])
+def test_serve_names_a_wrong_size_of_the_cache(capsys, size):
+    with pytest.raises(SystemExit):
+        serve.main(["--image-cache-gb", size])
+    assert f"argument --image-cache-gb: must be a positive number, got {size!r}" in capsys.readouterr().err
+
+
 def test_the_shipped_model_is_that_of_the_examples():
     assert shipped_model().resolve() == ROOT / "examples" / "digits" / "model"
 

@@ -21,6 +21,39 @@ def test_plan():
     assert plan.num_tokens == (6, 6)
 
 
+def test_equal_tiles():
+    values = torch.tensor([1, 2, 1, 3, 3, 2])  # of the tiles of two images and one of a 1×1 grid
+    positions = torch.tensor([*POSITIONS[:3], [0, 1, 2], *POSITIONS[3:]])
+    pixel_values = values.view(-1, 1, 1, 1).expand(-1, 3, 4, 4).float()
+    plan, distinct = plan_images(positions), plan_images(positions, pixel_values)
+    assert distinct.tile_indices.tolist() == [0, 1, 3]
+    assert distinct.cell_indices.tolist() == [0, 1, 2, 5, 4, 2, 6, 7, 8, *[6, 7, 8] * 2]
+    assert torch.equal(distinct.is_last_tile, plan.is_last_tile)
+    assert distinct.num_tokens == plan.num_tokens
+    pixel_values = pixel_values.clone()
+    pixel_values[5, 2, 3, 3] += 1e-6  # the tile of a 1×1 grid is not compared
+    assert torch.equal(plan_images(positions, pixel_values).tile_indices, distinct.tile_indices)
+    pixel_values[2, 2, 3, 3] += 1e-6
+    assert plan_images(positions, pixel_values).tile_indices.tolist() == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match="There are 5 tiles and positions of 6 tiles"):
+        plan_images(positions, pixel_values[1:])
+
+
+def test_parts_of_a_plan():
+    plan = plan_images(torch.tensor(POSITIONS))
+    second = plan.select([1])
+    assert second.tile_indices.tolist() == [3]
+    assert second.cell_indices.tolist() == [0, 1, 2] * 2
+    assert second.is_last_tile.tolist() == [False] * 3 + [True] * 3
+    assert (second.num_tiles, second.num_tokens, second.positions_shape) == ((2,), (6,), (2, 3))
+    (first_rows, first), (last_rows, last) = plan.groups(3)
+    assert first_rows.tolist() == list(range(6))
+    assert torch.equal(first.cell_indices, plan.cell_indices[:6])
+    assert last_rows.tolist() == list(range(6, 12))
+    assert torch.equal(last.cell_indices, second.cell_indices)
+    assert torch.equal(last.tile_indices, second.tile_indices)
+
+
 def test_traced_plan_has_the_same_tokens():
     positions = torch.tensor(POSITIONS)
     plan = plan_images(positions)

@@ -2,6 +2,7 @@
 """The model on small random weights: features, places, gradients, caches, and what is computed and what not."""
 
 import inspect
+import weakref
 
 import pytest
 import torch
@@ -134,6 +135,55 @@ def test_the_tile_of_a_1x1_grid_is_encoded_once(build_model, build_processor, ma
     torch.testing.assert_close(features, everything[: len(features)], rtol=0, atol=1e-5)
 
 
+@torch.no_grad
+@layouts
+def test_groups_of_tiles(build_model, build_inputs, layout):
+    """The tower takes a few tiles at a time, and the connector pools each group before the next one is encoded."""
+    model, inputs = build_model(layout), build_inputs(layout)
+    calls, alive = [], []
+
+    def count(module, args, output):
+        calls.append(len(args[0]))
+        alive.append(weakref.ref(output.hidden_states[-2]))
+        assert sum(reference() is not None for reference in alive) == 1
+
+    expected = model(**inputs)
+    features = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"])
+    model.model.vision_tower.register_forward_hook(count)
+    num_tiles = len(features.last_hidden_state)
+    for size in (1, 3, num_tiles):
+        model.model.tiles_per_group = size
+        calls.clear()
+        outputs = model(**inputs)
+        assert calls == [size] * (num_tiles // size) + ([num_tiles % size] if num_tiles % size else [])
+        torch.testing.assert_close(outputs.image_hidden_states, expected.image_hidden_states, rtol=0, atol=1e-5)
+        again = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"])
+        torch.testing.assert_close(again.last_hidden_state, features.last_hidden_state, rtol=0, atol=1e-5)
+    model.model.tiles_per_group = 3
+    calls.clear()
+    model.generate(**inputs, max_new_tokens=2)  # keeps no features of tiles either
+    assert calls[0] == 3
+    model.model.tiles_per_group = 0
+    with pytest.raises(ValueError, match="`tiles_per_group` must be at least 1, got 0"):
+        model(**inputs)
+
+
+def test_gradients_of_equal_tiles(build_model, build_processor, make_image):
+    """Those of all tiles, whether or not equal tiles are encoded once; and each tile's own where it needs one."""
+    image, model = make_image(90, 130), build_model().double()
+    inputs = build_processor()(images=[image, image], text="<|image|>, <|image|>?", return_tensors="pt")
+    pixel_values, num_tiles = inputs.pop("pixel_values").double(), len(inputs["image_token_positions"])
+    encoded, gradients = [], []
+    model.model.vision_tower.register_forward_pre_hook(lambda module, args: encoded.append(len(args[0])))
+    for tiles in (pixel_values, pixel_values.clone().requires_grad_()):
+        model.zero_grad()
+        model(**inputs, pixel_values=tiles, labels=inputs["input_ids"]).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    assert encoded == [num_tiles // 2, num_tiles]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+    assert all(tile.any() for tile in tiles.grad)
+
+
 # Features and their places
 
 
@@ -242,11 +292,9 @@ def test_last_tile_embedding_is_on_the_last_tile_alone(build_model, build_inputs
 @layouts
 def test_features_of_black_tiles_are_zero(build_model, layout):
     model = build_model(layout)
-    cells = model.config.pooled_grid[0] * model.config.pooled_grid[1]
-    positions = torch.arange(3 * cells).view(3, cells)
     pixel_values = torch.full((3, 3, 56, 56), -1.0)
     pixel_values[1, 0, 5, 5] = -0.99  # one pixel that is almost black
-    features = model.get_image_features(pixel_values, positions).last_hidden_state
+    features = model.model.get_vision_features(pixel_values).last_hidden_state
     assert [bool(tile.any()) for tile in features] == [False, True, False]
 
 

@@ -2,7 +2,6 @@
 """Vision features kept on disk: what a frozen vision tower makes of every tile, computed once."""
 
 import copy
-import hashlib
 import json
 import os
 import uuid
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers.utils import logging
 
+from ..modeling.image_plan import digest
 from .data_collator import DataCollatorForJinaVLM
 
 
@@ -113,7 +113,7 @@ class VisionFeatures:
             ValueError: if the features of a tile are not in the folder.
         """
         features: dict[str, torch.Tensor] = {}
-        keys = [tile_key(tile) for tile in pixel_values]
+        keys = [digest(tile) for tile in pixel_values]
         if missing := [index for index, key in enumerate(keys) if key not in self._shard_of]:
             raise ValueError(
                 f"{self.folder} has no features of {len(missing)} of {len(keys)} tiles of a batch. Features are kept "
@@ -124,18 +124,6 @@ class VisionFeatures:
             with safe_open(path, "pt") as shard:
                 features |= {key: shard.get_tensor(key) for key in keys if self._shard_of[key] == path}
         return torch.stack([features[key] for key in keys])
-
-
-def tile_key(tile: torch.Tensor) -> str:
-    """A hash of the pixels of a tile."""
-    return _digest([tile])
-
-
-def _digest(tensors: list[torch.Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def tower_settings(model: Any, mixed_precision: str = "no") -> dict[str, Any]:
@@ -149,7 +137,7 @@ def tower_settings(model: Any, mixed_precision: str = "no") -> dict[str, Any]:
         "mixed_precision": mixed_precision,
         "vision_feature_layer": list(config.vision_feature_layer),
         **{name: getattr(config.vision_config, name) for name in CONFIG_FIELDS},
-        "weights": _digest([state[name] for name in sorted(state)]),
+        "weights": digest(*(state[name] for name in sorted(state))),
     }
 
 
@@ -163,7 +151,7 @@ class _NewTiles:
         self.kept = kept
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        tiles = {tile_key(tile): tile for tile in self.collator(rows).get("pixel_values", ())}
+        tiles = {digest(tile): tile for tile in self.collator(rows).get("pixel_values", ())}
         return {key: tile for key, tile in tiles.items() if key not in self.kept}
 
 
@@ -243,7 +231,7 @@ def keep_vision_features(
             )
             geometry = collator.processor.image_processor.geometry()
             blank = torch.zeros(3, geometry.tile_size, geometry.tile_size)  # of batches without images
-            _encode(model, {tile_key(blank): blank}, kept, accelerator)
+            _encode(model, {digest(blank): blank}, kept, accelerator)
             is_hidden = not (show_progress and accelerator.is_main_process)
             for tiles in logging.tqdm(loader, desc="Vision features", unit="batch", disable=is_hidden):
                 _encode(model, tiles, kept, accelerator)
@@ -264,4 +252,4 @@ def _encode(model: Any, tiles: dict[str, torch.Tensor], kept: VisionFeatures, ac
             kept.add(key, of_tile)
 
 
-__all__ = ["VisionFeatures", "keep_vision_features", "tile_key", "tower_settings"]
+__all__ = ["VisionFeatures", "keep_vision_features", "tower_settings"]

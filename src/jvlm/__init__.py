@@ -3,6 +3,7 @@
 
 from .configuration.configuration_jvlm import JinaVLMConfig
 from .evidence import EvidenceMeasurement, find_evidence, measure_evidence
+from .modeling.feature_cache import ImageFeatureCache
 from .modeling.image_plan import ImagePlan, plan_images
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
 from .processing.drawing import draw_evidence, draw_tiles
@@ -19,6 +20,7 @@ register()
 __all__ = [
     "AutoModelForVision2Seq",
     "EvidenceMeasurement",
+    "ImageFeatureCache",
     "ImagePlan",
     "JinaVLMConfig",
     "JinaVLMForConditionalGeneration",

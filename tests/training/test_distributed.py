@@ -20,8 +20,9 @@ from distributed_program import ROWS_PER_STEP, RUNS, STREAM_STEPS, train
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from jvlm.modeling.image_plan import digest
 from jvlm.training import DataCollatorForJinaVLM
-from jvlm.training.vision_features import tile_key, tower_settings
+from jvlm.training.vision_features import tower_settings
 
 
 ROOT = Path(__file__).parents[2]
@@ -207,7 +208,7 @@ def test_processes_share_the_kept_features(results, run_folder, folder, strategy
     # Each process finds the features of all rows. The features of a blank tile are computed in both.
     rows = torch.load(folder / "rows.pt", weights_only=False)["mixed"]
     pixel_values = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(folder / "model"))(rows)["pixel_values"]
-    num_tiles = len({tile_key(tile) for tile in pixel_values}) + 1
+    num_tiles = len({digest(tile) for tile in pixel_values}) + 1
     assert first["num_kept_tiles"] == second["num_kept_tiles"] == num_tiles
     features = run_folder(strategy, "packed") / "features"
     # Those of one process would be used.
