@@ -130,9 +130,13 @@ class Bench:
     def geometry(self) -> TileGeometry:
         """The tile geometry of the model's layout."""
         tile_size = self.config.vision_config.image_size
-        margins = [4, 4] if tile_size == 378 else [1, 1]
         size = {"height": tile_size, "width": tile_size}
-        return JinaVLMImageProcessor(size=size, overlap_margins=margins).geometry()
+        return JinaVLMImageProcessor(size=size, overlap_margins=self.margins).geometry()
+
+    @property
+    def margins(self) -> list[int]:
+        """The overlap margins of the tiles, in patches."""
+        return [4, 4] if self.config.vision_config.image_size == 378 else [1, 1]
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -196,7 +200,8 @@ class Bench:
         return {"Molmo2": self._molmo2, "SmolVLM": self._smolvlm, "LFM2-VL": self._lfm2_vl}[name]()
 
     @property
-    def _text_fields(self) -> dict:
+    def text_fields(self) -> dict:
+        """Widths and depth of the language model, for other models."""
         text = self.config.text_config
         return {
             "vocab_size": text.vocab_size,
@@ -245,7 +250,7 @@ class Bench:
                 "text_hidden_size": config.text_config.hidden_size,
             },
             text_config={
-                **self._text_fields,
+                **self.text_fields,
                 "vocab_size": config.text_config.vocab_size - 128,
                 "head_dim": config.text_config.head_dim,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
@@ -271,7 +276,7 @@ class Bench:
         scale = 3 if side % 3 == 0 else 2
         smolvlm = SmolVLMConfig(
             vision_config={**vision, "image_size": side * vision["patch_size"]},
-            text_config=LlamaConfig(**self._text_fields, head_dim=self.config.text_config.head_dim),
+            text_config=LlamaConfig(**self.text_fields, head_dim=self.config.text_config.head_dim),
             scale_factor=scale,
             image_token_id=self.config.image_token_id,
         )
@@ -282,7 +287,7 @@ class Bench:
         vision, layers = {**self._vision_fields, "patch_size": 16}, self.config.text_config.num_hidden_layers
         side = 32 if self.config.patches_per_side == 27 else 8
         text_config = Lfm2Config(
-            **self._text_fields, block_auto_adjust_ff_dim=False, full_attn_idxs=list(range(1, layers, 3))
+            **self.text_fields, block_auto_adjust_ff_dim=False, full_attn_idxs=list(range(1, layers, 3))
         )
         lfm2_vl = Lfm2VlConfig(
             vision_config=Siglip2VisionConfig(**vision, num_patches=256, vision_use_head=False),
