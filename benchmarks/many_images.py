@@ -2,11 +2,11 @@
 """
 Memory and time of the vision side by the number of images in a prompt, in groups of tiles and with all tiles at once:
 
-    python -m benchmarks.many_images [--size medium] [--dtype float32] [--device cpu] [--images 1 4 100] [--groups 4 13]
+    python -m benchmarks.many_images [--size medium] [--dtype float32] [--images 1 4 100] [--groups 4 13]
 
 An image has a thumbnail and 3 × 4 tiles, all of them different. The vision side is the vision tower and the connector,
-as `generate` runs them. Peak memory is what a call allocates besides the image features, which the prompt needs anyway.
-All tiles at once are measured for up to four images.
+as `generate` runs them. Peak memory is what a call allocates besides the image features, which the prompt needs
+anyway. All tiles at once are measured for up to four images.
 """
 
 import argparse

@@ -176,13 +176,15 @@ CONFIG = {
 }
 IMAGE_PROCESSOR = _by_name(
     {
-        FLAG: "antialias do_convert_rgb do_normalize do_rescale do_resize resize_in_float32",
+        FLAG: "antialias do_convert_rgb do_normalize do_rescale do_resize drop_uniform_cells resize_in_float32",
         _LAYOUT: "layout",
         whole(1, MAX_CROPS): "max_crops",
         _LENGTH: "max_pixels",
         whole(1, MAX_TILE_SIZE**2): "min_pixels",  # smaller images are enlarged to it
         _PAIR: "overlap_margins",
         either(_PAIR, one_of(None)): "pooled_grid",
+        number(0, 255): "uniform_tolerance",
+        either(_LENGTH, one_of(None)): "max_image_tokens",
         OBJECT: "size",
         _PIXELS: "patch_size pooling_size size.height size.width",
         Kind(lambda value: is_one_of(value, (2, 3)), "2 (BILINEAR) or 3 (BICUBIC)"): "resample",

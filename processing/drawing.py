@@ -76,9 +76,11 @@ def draw_tiles(
 
     rows, cols = grid
     num_tokens, num_cells = geometry.num_tokens(grid)
+    num_markers = num_tokens - num_cells
+    num_tokens -= int((inputs["image_token_positions"] < 0).sum()) - int((geometry.token_positions(grid) < 0).sum())
     title = f"{rows} x {cols} tiles and a thumbnail, {num_tokens} image tokens"
-    if num_tokens > num_cells:
-        title += f" ({num_tokens - num_cells} of them markers)"
+    if num_markers:
+        title += f" ({num_markers} of them markers)"
     details = f"Image {image.width} x {image.height}, canvas {width} x {height}, tiles {size} x {size} pixels"
     legend = [(_swatch(_WHITE, _color(0, len(tiles)), "1"), "A tile. The numbers are in reading order.")]
     if len(tiles) > 1 and geometry.overlap:

@@ -16,12 +16,15 @@
 import difflib
 import itertools
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
+from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import (
@@ -74,6 +77,13 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
         Whether to apply an anti-aliasing filter when an image is downsampled.
     resize_in_float32 (`bool`, *optional*, defaults to `False`):
         Whether to resize 8-bit images in float32. By default, resized 8-bit images are rounded to integers.
+    drop_uniform_cells (`bool`, *optional*, defaults to `False`):
+        Whether cells of tiles that show a single colour get no image tokens. The thumbnail keeps all of its cells, and
+        every tile at least one. The published weights were not trained with it.
+    uniform_tolerance (`float`, *optional*, defaults to 8):
+        Largest difference, of 255, between the pixels of a cell in each channel with which it counts as uniform.
+    max_image_tokens (`int`, *optional*):
+        Maximum number of tokens of an image, markers included. An image with more gets the next smaller grid of tiles.
     """
 
     layout: str
@@ -87,6 +97,9 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     max_aspect_ratio: float | int
     antialias: bool
     resize_in_float32: bool
+    drop_uniform_cells: bool
+    uniform_tolerance: float | int
+    max_image_tokens: int | None
 
 
 @auto_docstring
@@ -136,6 +149,9 @@ class JinaVLMImageProcessor(PilBackend):
     max_aspect_ratio = 200
     antialias = False
     resize_in_float32 = False
+    drop_uniform_cells = False
+    uniform_tolerance = 8.0
+    max_image_tokens = None
 
     def __init__(self, **kwargs: Unpack[JinaVLMImageProcessorKwargs]):
         _refuse_misspelt(kwargs, self.valid_kwargs)
@@ -234,13 +250,14 @@ class JinaVLMImageProcessor(PilBackend):
     def get_image_grids(
         self, image_sizes: Iterable[Sequence[int]], images_kwargs: dict[str, Any] | None = None
     ) -> list[tuple[int, int]]:
-        """Rows and columns of the tiles of images, from their heights and widths in pixels."""
+        """
+        Rows and columns of the tiles of images, from their heights and widths in pixels. With `drop_uniform_cells`, an
+        image that has more than `max_image_tokens` gets fewer tiles than these.
+        """
         settings = self._checked_settings(images_kwargs)
         geometry = _geometry(settings)
-        return [
-            geometry.select_grid(*_size_after_first_resize(height, width, settings), settings.max_crops)
-            for height, width in image_sizes
-        ]
+        sizes = (_size_after_first_resize(height, width, settings) for height, width in image_sizes)
+        return [_select_grid(geometry, height, width, settings) for height, width in sizes]
 
     def canvas_sizes(self, images_kwargs: dict[str, Any] | None = None) -> list[tuple[int, int]]:
         """Heights and widths in pixels of images that fit a grid of tiles exactly, one for each possible grid."""
@@ -249,10 +266,22 @@ class JinaVLMImageProcessor(PilBackend):
         return [_geometry(settings).canvas_size(grid) for grid in grids]
 
     def max_num_tokens(self, images_kwargs: dict[str, Any] | None = None) -> int:
-        """Tokens of the largest grid of tiles. With the first resize, no image may have as many."""
+        """Tokens of the largest grid of tiles, at most `max_image_tokens`. It may be that no image has as many."""
         settings = self._checked_settings(images_kwargs)
-        grids = possible_grids(settings.max_crops).tolist()
-        return max(_geometry(settings).num_tokens(grid)[0] for grid in grids)
+        geometry, limit = _geometry(settings), settings.max_image_tokens or sys.maxsize
+        counts = [geometry.num_tokens(grid)[0] for grid in possible_grids(settings.max_crops).tolist()]
+        return min(max(counts), limit) if settings.drop_uniform_cells else max(n for n in counts if n <= limit)
+
+    def get_num_image_tokens(
+        self, image_sizes: Iterable[Sequence[int]], images_kwargs: dict[str, Any] | None = None
+    ) -> list[int]:
+        """
+        Numbers of tokens of images, markers included, from their heights and widths in pixels. With
+        `drop_uniform_cells` these are upper bounds.
+        """
+        settings = self._checked_settings(images_kwargs)
+        geometry, limit = _geometry(settings), settings.max_image_tokens or sys.maxsize
+        return [min(geometry.num_tokens(grid)[0], limit) for grid in self.get_image_grids(image_sizes, images_kwargs)]
 
     def get_image_grid(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> tuple[int, int]:
         """Rows and columns of the tiles of an image of this size in pixels."""
@@ -289,51 +318,105 @@ class JinaVLMImageProcessor(PilBackend):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        settings = SimpleNamespace(do_resize=do_resize, **kwargs)
-        geometry, mode, antialias = _geometry(settings), _INTERPOLATION[settings.resample], settings.antialias
-        tile_size, stride = geometry.tile_size, geometry.stride
-        mean, std = (settings.image_mean, settings.image_std) if do_normalize else (0, 1)
-        mean, std = (torch.tensor(value, dtype=torch.float32).expand(3) for value in (mean, std))
-        scale, shift = (1 / std).tolist(), -mean / std
-
-        def rescale(image: torch.Tensor) -> torch.Tensor:
-            # x / 255 and not x · (1/255), as in the published code.
-            return image.div_(1 / settings.rescale_factor) if do_rescale else image
-
-        sizes = []
+        switches = {"do_resize": do_resize, "do_rescale": do_rescale, "do_normalize": do_normalize}
+        settings = SimpleNamespace(**switches, **kwargs)
+        geometry, sizes = _geometry(settings), []
         for index, image in enumerate(images):
             with naming_image(index):
                 sizes.append(_size_after_first_resize(*image_size(image), settings))
-        grids = [geometry.select_grid(*size, settings.max_crops) for size in sizes]
-        num_tiles = [1 + rows * cols for rows, cols in grids]
-        pixel_values = empty(sum(num_tiles), 3, tile_size, tile_size)
-        is_rescaled = do_resize or settings.resize_in_float32
-        for image, size, grid, tiles in zip(images, sizes, grids, pixel_values.split(num_tiles), strict=True):
-            if settings.resize_in_float32:
-                image = rescale(as_float(image))
-            if do_resize:
-                # Only the first resize of an 8-bit image rounds to integers.
-                image = resize(image, size, mode, antialias)
-                image = image if settings.resize_in_float32 else rescale(image)
-            parts: list[PIL.Image.Image | torch.Tensor] = [image]
-            if isinstance(image, torch.Tensor) and is_rescaled and mode == "bilinear":
-                parts = list(image.split(1))  # One float channel at a time fits into the CPU cache.
-            for first, part in enumerate(parts):
-                for frame, output in (((1, 1), tiles[:1]), (grid, tiles[1:])):  # the thumbnail is a grid of one tile
-                    canvas = resize(part, geometry.canvas_size(frame), mode, antialias)
-                    canvas = canvas if is_rescaled else rescale(canvas)
-                    windows = canvas.unfold(1, tile_size, stride).unfold(2, tile_size, stride)
-                    for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
-                        target = output[:, channel].unflatten(0, frame)
-                        torch.add(shift[channel], values, alpha=scale[channel], out=target)
+        grids = [_select_grid(geometry, *size, settings) for size in sizes]
+        pixel_values = empty(sum(1 + rows * cols for rows, cols in grids), 3, geometry.tile_size, geometry.tile_size)
+        num_tiles, all_positions = 0, []
+        for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            positions = None
+            while positions is None:
+                rows, cols = grids[index]
+                tiles = pixel_values[num_tiles : num_tiles + 1 + rows * cols]
+                _write_tiles(image, size, (rows, cols), tiles, geometry, settings)
+                positions = _positions(geometry, (rows, cols), tiles, settings)
+                if positions is None:  # too many tokens
+                    grids[index] = geometry.select_grid(*size, rows * cols - 1)
+            num_tiles += len(tiles)
+            all_positions.append(torch.tensor(positions))
+        pixel_values = pixel_values[:num_tiles]
         _warn_about_white(pixel_values, do_rescale, do_normalize)
 
         data = {
             "pixel_values": pixel_values,
-            "image_token_positions": torch.cat([torch.tensor(geometry.token_positions(grid)) for grid in grids]),
+            "image_token_positions": torch.cat(all_positions),
             "image_grids": torch.tensor(grids),
         }
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _select_grid(geometry: TileGeometry, height: int, width: int, settings: SimpleNamespace) -> tuple[int, int]:
+    """The grid of an image by its size. With `drop_uniform_cells`, its pixels decide about `max_image_tokens`."""
+    grid, limit = geometry.select_grid(height, width, settings.max_crops), settings.max_image_tokens
+    return grid if settings.drop_uniform_cells else geometry.limit_grid(height, width, grid, limit)
+
+
+def _normalization(settings: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scale and the shift, by channel, from pixels whose white is 1 to those of the tiles."""
+    mean, std = (settings.image_mean, settings.image_std) if settings.do_normalize else (0, 1)
+    mean, std = (torch.tensor(value, dtype=torch.float32).expand(3) for value in (mean, std))
+    return 1 / std, -mean / std
+
+
+def _write_tiles(
+    image: PIL.Image.Image | torch.Tensor,
+    size: tuple[int, int],
+    grid: tuple[int, int],
+    tiles: torch.Tensor,
+    geometry: TileGeometry,
+    settings: SimpleNamespace,
+) -> None:
+    """Writes the thumbnail and the tiles of an image, whose size after the first resize is `size`."""
+    mode, antialias = _INTERPOLATION[settings.resample], settings.antialias
+    scale, shift = _normalization(settings)
+
+    def rescale(image: torch.Tensor) -> torch.Tensor:
+        # x / 255 and not x · (1/255), as in the published code.
+        return image.div_(1 / settings.rescale_factor) if settings.do_rescale else image
+
+    is_rescaled = settings.do_resize or settings.resize_in_float32
+    if settings.resize_in_float32:
+        image = rescale(as_float(image))
+    if settings.do_resize:
+        # Only the first resize of an 8-bit image rounds to integers.
+        image = resize(image, size, mode, antialias)
+        image = image if settings.resize_in_float32 else rescale(image)
+    parts: list[PIL.Image.Image | torch.Tensor] = [image]
+    if isinstance(image, torch.Tensor) and is_rescaled and mode == "bilinear":
+        parts = list(image.split(1))  # One float channel at a time fits into the CPU cache.
+    for first, part in enumerate(parts):
+        for frame, output in (((1, 1), tiles[:1]), (grid, tiles[1:])):  # the thumbnail is a grid of one tile
+            canvas = resize(part, geometry.canvas_size(frame), mode, antialias)
+            canvas = canvas if is_rescaled else rescale(canvas)
+            windows = canvas.unfold(1, geometry.tile_size, geometry.stride)
+            windows = windows.unfold(2, geometry.tile_size, geometry.stride)
+            for channel, values in enumerate(windows, start=first):  # [rows, cols, size, size]
+                target = output[:, channel].unflatten(0, frame)
+                torch.add(shift[channel], values, alpha=scale[channel].item(), out=target)
+
+
+def _positions(
+    geometry: TileGeometry, grid: tuple[int, int], tiles: torch.Tensor, settings: SimpleNamespace
+) -> np.ndarray | None:
+    """The positions of an image's tokens; `None` if its cells that are not uniform exceed `max_image_tokens`."""
+    if not settings.drop_uniform_cells:
+        return geometry.token_positions(grid)
+    window = min(geometry.patch_size * geometry.pooling_size, geometry.tile_size)
+    # Cells that reach beyond the tile count by the pixels that they have.
+    highest, negative_lowest = (F.max_pool2d(values, window, ceil_mode=True) for values in (tiles, -tiles))
+    scale, _ = _normalization(settings)
+    spread = ((highest + negative_lowest) / scale[:, None, None]).amax(dim=1) * 255  # [tiles, rows, cols]
+    rows, cols = geometry.pooled_grid
+    # Equal pixels may differ by rounding after they are resized.
+    is_uniform = spread[:, :rows, :cols].flatten(1) < settings.uniform_tolerance + 0.01
+    positions = geometry.drop_cells(grid, is_uniform.numpy())
+    num_tokens, num_cells = geometry.num_tokens(grid)
+    num_tokens += int(positions.max()) + 1 - num_cells
+    return positions if num_tokens <= (settings.max_image_tokens or sys.maxsize) else None
 
 
 def _refuse_misspelt(kwargs: dict[str, Any], valid_kwargs: type):
@@ -359,6 +442,10 @@ def _check_values(settings: SimpleNamespace):
         raise ValueError(f"`min_pixels` ({settings.min_pixels}) must be at most `max_pixels` ({settings.max_pixels}).")
     if settings.do_center_crop or settings.do_pad or settings.data_format not in (None, ChannelDimension.FIRST):
         raise ValueError("`do_center_crop`, `do_pad` and a `data_format` other than channels first are not supported.")
+    if (limit := settings.max_image_tokens) is not None:
+        fewest = _geometry(settings).num_tokens((1, 1))[0]
+        if limit < fewest:
+            raise ValueError(f"`max_image_tokens` ({limit}) must be at least {fewest}, a thumbnail and a tile.")
 
 
 def _geometry(settings: SimpleNamespace) -> TileGeometry:

@@ -200,11 +200,14 @@ class JinaVLMProcessor(ProcessorMixin):
         """The text that replaces the placeholder of the image with index `image_idx`."""
         grid = tuple(int(count) for count in image_inputs["image_grids"][image_idx])
         geometry = self.image_processor.geometry(kwargs)
+        positions = np.asarray(image_inputs["image_token_positions"])
+        thumbnail = np.flatnonzero(positions[:, 0] == 0)[image_idx]
+        positions = positions[thumbnail : thumbnail + 1 + grid[0] * grid[1]]
         if geometry.layout == "independent":
-            return "<im_patch>" * geometry.num_tokens(grid)[0]
+            return "<im_patch>" * int((positions >= 0).sum())
         return "".join(
-            "<im_start>" + ("<im_patch>" * cols + "<im_col>") * rows + "<im_end>"
-            for rows, cols in (geometry.pooled_grid, geometry.stitched_grid(grid))
+            "<im_start>" + "".join("<im_patch>" * length + "<im_col>" for length in lengths) + "<im_end>"
+            for lengths in geometry.row_lengths(grid, positions)
         )
 
     def with_bos_token(self, prompt: str) -> str:
@@ -256,15 +259,17 @@ class JinaVLMProcessor(ProcessorMixin):
 
         Returns:
             `MultiModalData`: per image, `num_image_tokens`, the number of its tokens including markers, and
-            `num_image_patches`, the number of its tiles including the thumbnail.
+            `num_image_patches`, the number of its tiles including the thumbnail. With `drop_uniform_cells`, both are
+            upper bounds.
         """
         if image_sizes is None:
             return MultiModalData()
         images_kwargs = {**kwargs, **kwargs.get("images_kwargs", {})}
-        geometry = self.image_processor.geometry(images_kwargs)
-        grids = self.image_processor.get_image_grids(image_sizes, images_kwargs)
-        num_tokens = [geometry.num_tokens(grid)[0] for grid in grids]
-        num_tiles = [1 + rows * cols for rows, cols in grids]
+        image_sizes = list(image_sizes)
+        num_tokens = self.image_processor.get_num_image_tokens(image_sizes, images_kwargs)
+        num_tiles = [
+            1 + rows * cols for rows, cols in self.image_processor.get_image_grids(image_sizes, images_kwargs)
+        ]
         return MultiModalData(num_image_tokens=num_tokens, num_image_patches=num_tiles)
 
 

@@ -140,6 +140,12 @@ class TileGeometry:
         best = np.where(upsamples, scales, np.inf).argmin() if upsamples.any() else scales.argmax()
         return int(grids[best, 0]), int(grids[best, 1])
 
+    def limit_grid(self, height: int, width: int, grid: tuple[int, int], max_tokens: int | None) -> tuple[int, int]:
+        """The first grid from `grid` on to ever fewer tiles that [`select_grid`] selects and `max_tokens` allows."""
+        while max_tokens is not None and self.num_tokens(grid)[0] > max_tokens:
+            grid = self.select_grid(height, width, grid[0] * grid[1] - 1)
+        return grid
+
     def windows(self, grid: tuple[int, int]) -> np.ndarray:
         """Top and left edges of the tiles on the canvas, in pixels and row-major order: `[rows * columns, 2]`."""
         return np.indices(grid).reshape(2, -1).T * self.stride
@@ -187,9 +193,33 @@ class TileGeometry:
         positions.flags.writeable = False
         return positions
 
+    def drop_cells(self, grid: tuple[int, int], is_dropped: np.ndarray) -> np.ndarray:
+        """
+        `token_positions` without some cells. The thumbnail keeps all of its cells, and every tile its first one.
+
+        Args:
+            grid (`tuple[int, int]`): rows and columns of tiles.
+            is_dropped (`np.ndarray` of shape `[1 + rows * columns, cells per tile]`): which cells to drop.
+        """
+        positions = self.token_positions(grid)
+        is_first = np.arange(self.cells_per_tile) == (positions >= 0).argmax(axis=1)[:, None]
+        is_thumbnail = np.arange(len(positions))[:, None] == 0
+        is_kept = (positions >= 0) & (~is_dropped | is_first | is_thumbnail)
+        is_token = np.zeros(self.num_tokens(grid)[1], int)
+        is_token[positions[is_kept]] = 1
+        return np.where(is_kept, is_token.cumsum()[positions] - 1, -1)
+
+    def row_lengths(self, grid: tuple[int, int], positions: np.ndarray) -> tuple[list[int], list[int]]:
+        """Numbers of kept cells in each row of the thumbnail and of the stitched grid, from an image's positions."""
+        rows, cols = self.pooled_grid
+        is_kept = positions[1:] >= 0
+        full_positions = self.token_positions(grid)[1:][is_kept] - self.cells_per_tile
+        num_rows, num_cols = self.stitched_grid(grid)
+        return [cols] * rows, np.bincount(full_positions // num_cols, minlength=num_rows).tolist()
+
     def num_tokens(self, grid: tuple[int, int]) -> tuple[int, int]:
         """
-        Number of tokens of an image with this grid of tiles.
+        Number of tokens of an image with this grid of tiles if no cells are dropped because of their pixels.
 
         Returns:
             `tuple[int, int]`: number of all tokens including markers, and number of tokens for pooled cells.

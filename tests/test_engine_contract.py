@@ -92,6 +92,28 @@ def test_one_kind_of_token_holds_the_embeddings(run_processor, build_model, layo
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropped_cells(build_processor, build_model, make_image, layout):
+    """The spans are those of the pixels, which no prediction knows; the most frequent token stays the image token."""
+    processor, model = build_processor(layout, drop_uniform_cells=True), build_model(layout).model
+    page = PIL.Image.new("RGB", (176, 136), "white")
+    page.paste(make_image(30, 30), (40, 50))
+    images = [page, make_image(100, 150)]
+    outputs = processor(
+        text=processor.image_token * 2, images=images, return_text_replacement_offsets=True, return_tensors="pt"
+    )
+    spans = replacements(processor, outputs)
+    prompt = processor(text=PROMPT, images=images)["input_ids"][0]
+    assert put_together(processor, PROMPT, spans) == prompt
+    features = model.get_image_features(outputs["pixel_values"], outputs["image_token_positions"]).pooler_output
+    bounds = processor._get_num_multimodal_tokens(image_sizes=[(136, 176), (100, 150)])["num_image_tokens"]
+    assert len(spans[0]) < bounds[0]
+    assert len(spans[1]) == bounds[1]
+    for span, embeddings in zip(spans, features, strict=True):
+        assert int(torch.tensor(span).mode().values) == processor.image_token_id
+        assert len(embeddings) == span.count(processor.image_token_id)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_outputs_are_cut_by_tiles_and_know_no_neighbours(run_processor, images, layout):
     processor, outputs = run_processor(layout)
     sizes = [(image.height, image.width) for image in images]

@@ -35,6 +35,42 @@ def batches(draw) -> list[list[PIL.Image.Image]]:
     return draw(st.lists(rows, min_size=1, max_size=3).filter(any))
 
 
+@effort(short=40, long=2000)
+@given(
+    images=batches(),
+    layout=st.sampled_from(["independent", "stitched"]),
+    settings=st.fixed_dictionaries(
+        {"drop_uniform_cells": st.booleans(), "max_crops": st.integers(1, 12)},
+        optional={"uniform_tolerance": st.integers(0, 255), "max_image_tokens": st.integers(52, 300)},
+    ),
+)
+def test_tokens_that_are_left(build_processor, images, layout, settings):
+    """As many as predicted or, with dropped cells, at most as many, for tiles that are none the fewer."""
+    processor = build_processor(layout)
+    text = ["<|image|>" * len(row) + " Who?" for row in images]
+    inputs = processor(
+        images=images, text=text, padding=True, return_tensors="pt", return_mm_token_type_ids=True, **settings
+    )
+    plan = plan_images(inputs["image_token_positions"])
+    sizes = [(image.height, image.width) for row in images for image in row]
+    predicted = processor._get_num_multimodal_tokens(image_sizes=sizes, **settings)
+    counts["images"] += len(sizes)
+    counts["dropped cells"] += (inputs["image_token_positions"] < 0).sum().item()
+    found = [int(count) for count in np.isin(inputs["input_ids"], processor.image_token_ids).sum(axis=1)]
+    assert found == inputs["mm_token_type_ids"].sum(dim=1).tolist()
+    assert sum(plan.num_tokens) == (inputs["input_ids"] == processor.image_token_id).sum()
+    is_exact = not settings["drop_uniform_cells"]
+    ends = np.cumsum([len(row) for row in images])
+    for row, end in enumerate(ends):
+        bound = sum(predicted["num_image_tokens"][end - len(images[row]) : end])
+        assert found[row] == bound if is_exact else found[row] <= bound
+    for count, bound, tokens in zip(
+        plan.num_tiles, predicted["num_image_patches"], predicted["num_image_tokens"], strict=True
+    ):
+        assert count == bound if is_exact else 2 <= count <= bound
+        assert tokens <= settings.get("max_image_tokens", tokens)
+
+
 @pytest.mark.parametrize("layout", ["independent", "stitched"])
 def test_distinct_tiles(build_model, build_processor, layout):
     processor, model = build_processor(layout), build_model(layout).double()
