@@ -33,6 +33,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="maximum length of an answer")
 
 
+def choose_device(device: str | None) -> str:
+    """The device, by default an accelerator if there is one."""
+    import torch
+
+    accelerator = None if device else torch.accelerator.current_accelerator(check_available=True)
+    return device or (accelerator.type if accelerator else "cpu")
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """The dtype to compute in, by default float32 on a CPU, which is faster there, and the checkpoint's elsewhere."""
+    return dtype or ("float32" if device == "cpu" else "auto")
+
+
 class Answerer:
     """
     A model and its processor, loaded from a folder or the Hub.
@@ -56,15 +69,12 @@ class Answerer:
         max_crops: int | None = None,
         max_new_tokens: int = 512,
     ):
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         import jvlm  # noqa: F401 - registers the classes
 
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            device = accelerator.type if accelerator else "cpu"
-        dtype = dtype or ("float32" if device == "cpu" else "auto")
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
         self.id = str(model or shipped_model())
         self.name = str(model or "the shipped model, which reads handwritten digits only")
         self.processor = AutoProcessor.from_pretrained(self.id)
