@@ -88,7 +88,8 @@ class AnswerLines:
     def _lock(self) -> None:
         if fcntl is not None:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Workers, which outlive a killed run for seconds, do not inherit this lock, as they would that of `flock`.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"{self.path} is in use by another process.") from error
 

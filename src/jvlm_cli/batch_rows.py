@@ -263,10 +263,14 @@ class PromptMaker:
         processor ([`JinaVLMProcessor`]): the processor.
         images_kwargs (`dict`): arguments of the image processor.
         max_length (`int`): a prompt must have fewer tokens.
+
+    Raises:
+        ValueError: if an argument of the image processor has a wrong value.
     """
 
     def __init__(self, processor: Any, images_kwargs: dict[str, Any], max_length: int):
         self.processor, self.images_kwargs, self.max_length = processor, images_kwargs, max_length
+        processor._get_num_multimodal_tokens(image_sizes=[[1, 1]], **images_kwargs)  # checks them
 
     def num_tokens(self, messages: list[dict], sizes: list[tuple[int, int]]) -> int:
         """The length of a prompt, given heights and widths of its images."""
