@@ -318,6 +318,21 @@ def test_batches_have_similar_lengths(pages, answerer):
     assert next(iter(LengthBatches(numbers, 4, reader, None))) == numbers[:4]
 
 
+def test_vllm_gives_the_same_answers(pages, single_answers, tmp_path):
+    pytest.importorskip("vllm", reason="`make vllm` runs it")
+    rows = [{"image": str(pages / name), "question": READ, "id": name} for name in single_answers]
+    rows += [{"image": "missing.png", "question": READ}, {"question": "What is \ud800?"}]
+    outputs, argv = [], ["--max-new-tokens", "16", "--workers", "1"]
+    for engine in (["--engine", "vllm", "--vllm-args", '{"enforce_eager": true}'], []):
+        outputs.append(tmp_path / f"{len(engine)}.jsonl")
+        arguments = [str(write_rows(tmp_path / "rows.jsonl", rows)), str(outputs[-1]), *argv, *engine]
+        program = [sys.executable, "-m", "jvlm_cli.main", "batch", *arguments]
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        assert subprocess.run(program, env={**os.environ, **settings}).returncode == 1
+    assert lines_of(outputs[0]) == lines_of(outputs[1])
+    assert {line["id"]: line["answer"] for line in lines_of(outputs[0]) if "answer" in line} == single_answers
+
+
 def test_an_engine_that_refuses_one_row_answers_the_others():
     from jvlm_cli.batch_engines import VllmEngine
     from jvlm_cli.batch_rows import Row, RowBatch

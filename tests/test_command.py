@@ -32,7 +32,7 @@ def answerer():
 
 def test_the_help_comes_without_importing_pytorch():
     program = "import sys\nfrom jvlm_cli.main import main\ntry: main({})\nfinally: print('torch' in sys.modules)"
-    for argv, usage in (["--help"], "usage: jvlm"), (["ask", "--help"], "usage: jvlm ask"):
+    for argv, usage in (["--help"], "usage: jvlm"), (["batch", "--help"], "usage: jvlm batch"):
         command = [sys.executable, "-c", program.format(argv)]
         finished = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
         assert finished.returncode == 0

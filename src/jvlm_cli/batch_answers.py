@@ -88,7 +88,7 @@ class AnswerLines:
     def _lock(self) -> None:
         if fcntl is not None:
             try:
-                # Workers, which outlive a killed run for seconds, do not inherit this lock, as they would that of `flock`.
+                # Workers outlive a killed run for seconds. They do not inherit this lock; they would that of `flock`.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ValueError(f"{self.path} is in use by another process.") from error

@@ -275,6 +275,7 @@ class PromptMaker:
     def num_tokens(self, messages: list[dict], sizes: list[tuple[int, int]]) -> int:
         """The length of a prompt, given heights and widths of its images."""
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        self.processor.check_prompts([text], len(sizes))
         counts = self.processor._get_num_multimodal_tokens(image_sizes=sizes, **self.images_kwargs)
         num_text_tokens = len(self.processor.tokenizer(text)["input_ids"]) + self.processor.add_bos_token
         return num_text_tokens - len(sizes) + sum(counts["num_image_tokens"])
