@@ -33,7 +33,7 @@ from .structured import QWEN3
 
 QUESTIONS = ["What is the total of this page?", "Who signed it, and when?"]
 NUM_TOKENS = 16
-MARKERS = {"start": "<im_start>", "end": "<im_end>", "": "<im_patch>", "column": "<im_col>"}
+MARKERS = {"start_": "<im_start>", "end_": "<im_end>", "": "<im_patch>", "column_": "<im_col>"}
 LENGTH = {"do_sample": False, "min_new_tokens": NUM_TOKENS, "max_new_tokens": NUM_TOKENS}
 
 
@@ -57,8 +57,8 @@ def build(size: str):
     fields = dict(SIZES[size])
     if fields:
         fields["text_config"] = {**fields["text_config"], "vocab_size": len(tokenizer)}
-        for kind, marker in MARKERS.items():
-            fields["_".join(filter(None, ("image", kind, "token_id")))] = tokenizer.convert_tokens_to_ids(marker)
+    for kind, marker in MARKERS.items():
+        fields[f"image_{kind}token_id"] = tokenizer.convert_tokens_to_ids(marker)
     config = JinaVLMConfig(**fields)
     side, patch = config.vision_config.image_size, config.vision_config.patch_size
     margins = [4, 4] if side == 378 else [1, 1]
