@@ -49,7 +49,8 @@ matrix:
 vllm: $(VLLM_VENV)/.vllm
 	$(VLLM_VENV)/bin/python tools/vllm_check.py
 	$(VLLM_VENV)/bin/python tools/vllm_load.py
-	$(VLLM_VENV)/bin/python -m pytest -q tests/test_engine_contract.py tests/test_serving.py tests/test_vllm_plugin.py
+	$(VLLM_VENV)/bin/python -m pytest -q tests/test_batch.py tests/test_engine_contract.py tests/test_serving.py \
+		tests/test_vllm_plugin.py
 
 # The digit pages in lmms-eval and lm-eval, and the tests that need these harnesses.
 harness: $(HARNESS_VENV)/.harness

@@ -32,7 +32,7 @@ def answerer():
 
 def test_the_help_comes_without_importing_pytorch():
     program = "import sys\nfrom jvlm_cli.main import main\ntry: main({})\nfinally: print('torch' in sys.modules)"
-    for argv, usage in (["--help"], "usage: jvlm"), (["ask", "--help"], "usage: jvlm ask"):
+    for argv, usage in (["--help"], "usage: jvlm"), (["batch", "--help"], "usage: jvlm batch"):
         command = [sys.executable, "-c", program.format(argv)]
         finished = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True)
         assert finished.returncode == 0
@@ -182,6 +182,22 @@ def test_a_chat_goes_on_after_an_error_and_keeps_its_images(capsys, monkeypatch)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [SAMPLES[2]["answer"], "5"]
     assert "missing.png" in printed.err
+
+
+def test_a_chat_reads_its_images_once(capsys, monkeypatch, answerer):
+    lines = [SAMPLES[2]["question"], "How many digits are there?", f"/image {PAGES[3]}", "How many?", "Why?", "/clear"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*lines, "/image " + PAGES[0], "How many digits?"])))
+    monkeypatch.setattr(chat, "Answerer", lambda **options: answerer)
+    tower, num_tiles = answerer.model.model.vision_tower, []
+    with tower.register_forward_pre_hook(lambda module, args: num_tiles.append(len(args[0]))):
+        chat.main([PAGES[2], "--device", "cpu"])
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 5
+    assert answers[:2] == [SAMPLES[2]["answer"], "5"]
+    assert num_tiles == [5, 5 + 13, 5 + 13, 1]  # a second image is not at the start, and all are read again
+    turns = [user_message([PAGES[2]], lines[0]), {"role": "assistant", "content": answers[0]}]
+    turns += [user_message([], lines[1])]
+    assert "".join(answerer.stream(turns)).strip() == answers[1]
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,8 @@ def main() -> int:
     folder = ROOT / "examples" / "digits" / "model"
     passed = True
     with tempfile.TemporaryDirectory() as temporary:
-        for options, retries in (((), 5), (("--mm-processor-cache-gb", "0"), 0)):
+        runs = (((), 5), (("--mm-processor-cache-gb", "0"), 0), (("--data-parallel-size", "2"), 5))
+        for options, retries in runs:
             counts = load(folder, Path(temporary), args.requests, args.at_once, options, retries)
             name = " ".join(options) or "default options"
             print(f"{name}, up to {retries} retries, {args.at_once} at once: {counts}", flush=True)

@@ -6,6 +6,7 @@ from .evidence import EvidenceMeasurement, find_evidence, measure_evidence
 from .modeling.feature_cache import ImageFeatureCache
 from .modeling.image_plan import ImagePlan, plan_images
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel, JinaVLMPreTrainedModel
+from .prefix_cache import PrefixCache
 from .processing.drawing import draw_evidence, draw_tiles
 from .processing.image_processing_jvlm import JinaVLMImageProcessor
 from .processing.processing_jvlm import JinaVLMProcessor
@@ -28,6 +29,7 @@ __all__ = [
     "JinaVLMModel",
     "JinaVLMPreTrainedModel",
     "JinaVLMProcessor",
+    "PrefixCache",
     "add_image_tokens",
     "draw_evidence",
     "draw_tiles",

@@ -2,12 +2,16 @@
 """What the commands share: options, loading a model, streaming an answer. `jvlm` is imported only when needed."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from jvlm import PrefixCache
 
 
 def shipped_model() -> Path:
@@ -33,6 +37,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="maximum length of an answer")
 
 
+def choose_device(device: str | None) -> str:
+    """The device, by default an accelerator if there is one."""
+    import torch
+
+    accelerator = None if device else torch.accelerator.current_accelerator(check_available=True)
+    return device or (accelerator.type if accelerator else "cpu")
+
+
+def choose_dtype(dtype: str | None, device: str) -> str:
+    """The dtype to compute in, by default float32 on a CPU, which is faster there, and the checkpoint's elsewhere."""
+    return dtype or ("float32" if device == "cpu" else "auto")
+
+
 class Answerer:
     """
     A model and its processor, loaded from a folder or the Hub.
@@ -56,15 +73,12 @@ class Answerer:
         max_crops: int | None = None,
         max_new_tokens: int = 512,
     ):
-        import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         import jvlm  # noqa: F401 - registers the classes
 
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            device = accelerator.type if accelerator else "cpu"
-        dtype = dtype or ("float32" if device == "cpu" else "auto")
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
         self.id = str(model or shipped_model())
         self.name = str(model or "the shipped model, which reads handwritten digits only")
         self.processor = AutoProcessor.from_pretrained(self.id)
@@ -91,8 +105,6 @@ class Answerer:
         Raises:
             ValueError: if an image cannot be read or the messages are invalid.
         """
-        from transformers import TextIteratorStreamer
-
         images_kwargs = self.images_kwargs if max_crops is None else {"max_crops": max_crops}
         inputs = self.processor.apply_chat_template(
             messages,
@@ -102,12 +114,26 @@ class Answerer:
             return_tensors="pt",
             processor_kwargs=dict(images_kwargs),  # `apply_chat_template` adds to it
         ).to(self.model.device, self.model.dtype)
+        return self._stream(self.model.generate, **inputs, **kwargs)
+
+    def read(self, images: list) -> "PrefixCache":
+        """Images that several questions are about, which the model then reads once."""
+        from jvlm import PrefixCache
+
+        return PrefixCache(self.model, self.processor, images, **self.images_kwargs)
+
+    def stream_about(self, pages: "PrefixCache", messages: list[dict]) -> Iterator[str]:
+        """As [`stream`], with the images of `pages` at the start of the first message, which has none itself."""
+        return self._stream(pages.generate, question=messages)
+
+    def _stream(self, generate: Callable, **kwargs) -> Iterator[str]:
+        from transformers import TextIteratorStreamer
+
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         is_closed = Event()
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(
-                self.model.generate,
-                **inputs,
+                generate,
                 do_sample=False,
                 max_new_tokens=self.max_new_tokens,
                 streamer=streamer,

@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int | None:
 
 def chat(images: list[str], **options) -> None:
     """
-    Reads messages from the standard input and prints the answers. The first message is about `images`.
+    Reads messages from the standard input and prints the answers. The first message is about `images`, which the model
+    reads once for all messages, as long as there are no later ones.
 
     Raises:
         OSError, ValueError: if the checkpoint or one of these images cannot be read.
@@ -33,21 +34,33 @@ def chat(images: list[str], **options) -> None:
     load = answerer.processor.image_processor.fetch_images
     images = load(images)
     messages: list[dict] = []
+    pages = None  # the images of the first message, if no other message has images
     while (line := _read_line()) is not None:
         command, _, argument = line.partition(" ")
         if command == "/exit":
             break
         try:
             if command == "/clear":
-                messages, images = [], []
+                messages, images, pages = [], [], None
             elif command == "/image":
                 images.append(load(argument.strip()))
             elif line:
                 turn = user_message(images, line)
-                answer = print_answer(answerer.stream([*messages, turn]))
+                if images:
+                    pages = None if messages else answerer.read(images)
+                if pages is None:
+                    pieces = answerer.stream([*messages, turn])
+                else:
+                    pieces = answerer.stream_about(pages, [*map(_without_images, messages), user_message([], line)])
+                answer = print_answer(pieces)
                 messages, images = [*messages, turn, {"role": "assistant", "content": answer}], []
         except (OSError, ValueError) as error:  # of this line; the chat goes on
             print(f"jvlm chat: error: {error}", file=sys.stderr)
+
+
+def _without_images(message: dict) -> dict:
+    content = message["content"]
+    return message if isinstance(content, str) else {**message, "content": content[-1:]}  # the text comes last
 
 
 def _read_line() -> str | None:

@@ -13,6 +13,7 @@ from .command_line import argument_parser
 # Subcommand: its module, which has `main(argv) -> int | None`, and its line in the help.
 COMMANDS = {
     "ask": ("jvlm_cli.ask", "ask a question about images"),
+    "batch": ("jvlm_cli.batch", "answer questions about thousands of images"),
     "chat": ("jvlm_cli.chat", "chat about images in the terminal"),
     "demo": ("jvlm_cli.demo", "open a web page to ask about images and see their tiles"),
     "serve": ("jvlm_cli.serve", "answer requests of OpenAI's chat API"),
