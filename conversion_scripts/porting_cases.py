@@ -20,8 +20,8 @@ class Case:
         content (`list`): the parts of the last user message: texts, and an image for each `None`.
         images (`list[str]`): names of the image files.
         before (`list[dict]`): messages before it.
-        all_values (`bool`): whether all values of features, connector and embeddings are stored, which a port can then
-            be given.
+        all_values (`tuple[str]`): stages of which all values are stored and not a sample, so that a port whose own
+            differ can be given them.
         known_faults (`tuple[str]`): stages of which the values with known faults are stored, to recognise them.
     """
 
@@ -30,7 +30,7 @@ class Case:
     content: list[str | None]
     images: list[str] = field(default_factory=list)
     before: list[dict] = field(default_factory=list)
-    all_values: bool = False
+    all_values: tuple[str, ...] = ()
     known_faults: tuple[str, ...] = ()
 
     @property
@@ -52,7 +52,15 @@ CASES = [
         "378×378 pixels, black or white: no resize changes it, so that pixels are right with any filter",
         [None, "What is in this image?"],
         ["one_tile.png"],
-        all_values=True,
+        all_values=("features", "connector", "embeddings"),
+    ),
+    Case(
+        "stripes",
+        "378×644 pixels, black or white, the same along each row: two tiles whose pixels are right with any filter",
+        [None, "What is in this image?"],
+        ["stripes.png"],
+        all_values=("connector", "embeddings"),
+        known_faults=("connector",),
     ),
     Case("no_image", "text only", ["How many people are there?"]),
     Case(
@@ -67,13 +75,14 @@ CASES = [
         "378×644 pixels, two tiles; the first one is all black, so its features are 0",
         [None, "Which half is darker?"],
         ["black_tile.png"],
-        known_faults=("features", "connector"),
+        known_faults=("pixels", "features"),
     ),
     Case(
         "large",
         "1500×2000 pixels, above the limit of the first resize; downsampled without an antialiasing filter",
         [None, "Read the number on the sign."],
         ["large.png"],
+        known_faults=("pixels",),
     ),
     Case("tiny", "7×5 pixels, below the limit of the first resize", [None, "What is this?"], ["tiny.png"]),
     Case("wide", "a grid of 1×12 tiles", [None, "What is in this image?"], ["wide.png"]),
@@ -134,6 +143,8 @@ def write_images(folder: Path) -> None:
     noise = rng.integers(0, 2, (27, 27, 1), dtype=np.uint8).repeat(14, 0).repeat(14, 1).repeat(3, 2) * 255
     noise[5:200, 7:90] ^= 255
     PIL.Image.fromarray(noise).save(folder / "one_tile.png")
+    stripes = rng.integers(0, 2, (54, 1, 1), dtype=np.uint8).repeat(7, 0).repeat(644, 1).repeat(3, 2) * 255
+    PIL.Image.fromarray(stripes).save(folder / "stripes.png")
     colours(9, 12).resize((640, 480), PIL.Image.Resampling.BICUBIC).save(folder / "photo.png")
     half = np.asarray(blocks(378, 644, 7)).copy()
     half[:, :378] = 0
