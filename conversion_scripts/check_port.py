@@ -43,6 +43,7 @@ STAGES = (
     "logits",
     "tokens",
 )
+GIVEN = STAGES[:-2]  # whose expected values a port can be given; no stage is computed from the last two
 TIMEOUT = 300.0  # seconds
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "uint8", "bool")
 Answer = dict[str, Any]
@@ -94,7 +95,8 @@ class PortProcess:
     """
 
     def __init__(self, command: Sequence[str], timeout: float = TIMEOUT):
-        self.command, self.timeout, self._errors = list(command), timeout, tempfile.TemporaryFile()
+        self.command, self.timeout = list(command), timeout
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `__exit__`
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
         try:
             self._process = subprocess.Popen(self.command, **pipes, start_new_session=True)
@@ -227,12 +229,14 @@ def _read_hello(hello: Answer, index: dict[str, Any]) -> tuple[list[str], list[s
     lists = []
     for field, known, default in (
         ("stages", STAGES, ()),
-        ("given", STAGES, ()),
+        ("given", GIVEN, ()),
         ("checkpoints", tuple(index["checkpoints"]), tuple(index["checkpoints"])),
     ):
         value = hello.get(field, default)
         if not isinstance(value, (list, tuple)) or not set(value) <= set(known):
-            raise PortError(f'"{field}" of the answer to "hello" must be a list of {list(known)}, got {_short(value)}.')
+            raise PortError(
+                f'"{field}" of the answer to "hello" must be a list of {list(known)}, got {_short(value)}.'
+            )
         lists.append([name for name in known if name in value])
     if not lists[0]:
         raise PortError(f'"stages" of the answer to "hello" is empty; name at least one of {list(STAGES)}.')
@@ -312,7 +316,9 @@ class _Case:
             if not isinstance(values, dict):
                 raise PortError(f'The answer to {request["id"]!r} has neither "stages" nor "error": {_short(answer)}.')
             with _naming(request["id"]):
-                found = {stage: self._decode(stage, values[stage], Path(folder)) for stage in stages if stage in values}
+                found = {
+                    stage: self._decode(stage, values[stage], Path(folder)) for stage in stages if stage in values
+                }
             return {**found, **error}
 
     def _checkpoint_folder(self) -> str:
@@ -369,7 +375,10 @@ class _Case:
             relative = self.index["tolerances"][stage] if self.relative is None else self.relative
             with np.errstate(invalid="ignore"):
                 each = np.nan_to_num(np.abs(value.astype(np.float64) - expected), nan=np.inf, posinf=np.inf)
-            difference, tolerance = float(each.max()), relative * float(np.sqrt(np.square(expected, dtype=float).mean()))
+            difference, tolerance = (
+                float(each.max()),
+                relative * float(np.sqrt(np.square(expected, dtype=float).mean())),
+            )
         if difference <= tolerance:
             return self._result(stage, "equal", difference, tolerance)
         place = np.argwhere(value != expected)[0] if tolerance == 0 else np.argwhere(each > tolerance)[0]
@@ -524,47 +533,50 @@ def _array_causes(stage: str, value: np.ndarray, expected: np.ndarray, case: _Ca
         elif value.size == np.prod(shape):
             yield f"the values may be right; reshape or transpose them to {list(shape)}"
         return
-    sampled = case.sample(stage, value)
-    limit = 10 * case.index["tolerances"][stage] * np.sqrt(np.square(expected, dtype=float).mean())
-
-    def is_close(other: np.ndarray) -> bool:
-        return other.shape == sampled.shape and bool((np.abs(sampled - other) <= limit).all())
-
-    faults = {name.removeprefix(f"{stage}: "): other for name, other in case.expected.items() if ": " in name}
-    faults = {name: other for name, other in faults.items() if f"{stage}: {name}" in case.expected}
-    if exact := [name for name, other in faults.items() if is_close(other)]:
-        yield exact[0]
-        return
-    distances = {name: np.abs(sampled - other).mean() for name, other in faults.items() if other.shape == sampled.shape}
-    nearest = min(distances, key=distances.__getitem__, default="")
-    if nearest and distances[nearest] < 0.5 * np.abs(sampled - expected).mean():
-        yield f"not exactly, but nearly: {nearest}"
-        return
+    value = case.sample(stage, value)
+    # Twice as far as the largest difference that counts as equal, because ports round in another way.
+    limit = 2 * case.index["tolerances"][stage] * np.sqrt(np.square(expected, dtype=float).mean())
+    faults = {name.partition(": ")[2]: other for name, other in case.expected.items() if name.startswith(f"{stage}: ")}
     if stage == "pixels":
-        ranges = {"0 to 1": (expected + 1) / 2, "0 to 255": (expected + 1) * 127.5}
-        if is_close(expected[:, ::-1]):
-            yield "the channels are in the order blue, green, red"
-        elif (name := next((name for name, other in ranges.items() if is_close(other)), None)) is not None:
-            yield f"the range is {name} instead of -1 to 1"
-        elif is_close(np.roll(expected, -1, axis=0)):
-            yield "the thumbnail comes last instead of first"
-        elif np.abs(sampled - expected).max() < 0.02:
-            yield "the differences are one or two levels of 8 bits: rounding, or another decoder"
-        return
-    if stage == "connector":
-        order = lambda rows: rows[np.lexsort(rows.T[::-1].round(3))]  # noqa: E731
-        if is_close(order(expected)) or (np.abs(order(sampled) - order(expected)) <= limit).all():
-            yield "the vectors are right, but in another order"
-            return
-    if stage in ("features", "connector"):
-        differs = ~(np.abs(sampled - expected) <= limit)
-        tiles = np.arange(len(sampled)) if stage == "features" else _tiles_of_tokens(case.expected["positions"])
-        found = np.unique(tiles[differs.reshape(len(differs), -1).any(axis=1)])
-        first = np.flatnonzero(case.expected["positions"][:, 0] == 0)
-        if set(found) == set(np.append(first[1:], len(case.expected["positions"])) - 1):
-            yield "only the last tile of each image differs: is its embedding added?"
-        elif 0 < len(found) < len(np.unique(tiles)):
-            yield f"only tiles {found.tolist()} of {tiles.max() + 1} differ (0 is the first thumbnail)"
+        faults |= _wrong_pixels(expected)
+    if cause := _nearest_fault(value, expected, faults, limit):
+        yield cause
+    elif stage == "pixels" and np.abs(value - expected).max() < 0.02:
+        yield "the differences are one or two levels of 8 bits: rounding, or another decoder"
+    elif stage in ("features", "connector"):
+        yield from _tile_causes(stage, ~(np.abs(value - expected) <= limit), case)
+
+
+def _wrong_pixels(expected: np.ndarray) -> dict[str, np.ndarray]:
+    """The values with faults that can be computed from the right ones."""
+    return {
+        "the channels are in the order blue, green, red": expected[:, ::-1],
+        "the range is 0 to 1 instead of -1 to 1": (expected + 1) / 2,
+        "the range is 0 to 255 instead of -1 to 1": (expected + 1) * 127.5,
+        "the thumbnail comes last instead of first": np.roll(expected, -1, axis=0),
+    }
+
+
+def _nearest_fault(value: np.ndarray, expected: np.ndarray, faults: dict[str, np.ndarray], limit: float) -> str:
+    faults = {cause: wrong for cause, wrong in faults.items() if wrong.shape == value.shape}
+    exact = [cause for cause, wrong in faults.items() if (np.abs(value - wrong) <= limit).all()]
+    if exact:
+        return exact[0]
+    distances = {cause: float(np.abs(value - wrong).mean()) for cause, wrong in faults.items()}
+    nearest = min(distances, key=distances.__getitem__, default="")
+    is_near = nearest and distances[nearest] < 0.5 * np.abs(value - expected).mean()
+    return f"not exactly, but nearly: {nearest}" if is_near else ""
+
+
+def _tile_causes(stage: str, differs: np.ndarray, case: _Case) -> Iterator[str]:
+    positions = case.expected["positions"]
+    tiles = np.arange(len(positions)) if stage == "features" else _tiles_of_tokens(positions)
+    found = np.unique(tiles[differs.reshape(len(differs), -1).any(axis=1)])
+    last = np.append(np.flatnonzero(positions[:, 0] == 0)[1:], len(positions)) - 1
+    if stage == "connector" and np.array_equal(found, last):
+        yield "only the last tile of each image differs: is its embedding added?"
+    elif 0 < len(found) < len(positions):
+        yield f"only tiles {found.tolist()} of {len(positions)} differ (0 is the first thumbnail)"
 
 
 def _tiles_of_tokens(positions: np.ndarray) -> np.ndarray:
@@ -609,7 +621,9 @@ def format_results(results: Sequence[StageResult]) -> str:
     elif all(result.verdict == "skipped" for result in results):
         lines.append("nothing was compared")
     else:
-        skipped = [stage for stage in STAGES if any(each.stage == stage and each.verdict == "skipped" for each in results)]
+        skipped = [
+            stage for stage in STAGES if any(each.stage == stage and each.verdict == "skipped" for each in results)
+        ]
         lines.append("equal" + f", without {', '.join(skipped)}" * bool(skipped))
     return "\n".join(lines)
 

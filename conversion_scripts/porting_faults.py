@@ -1,7 +1,7 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """What known faults of ports lead to, stage by stage, so that `check_port` can name the cause of a difference."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ def wrong_values(
             "hidden states are counted from the blocks, not from the embeddings: one too late": [1, 1],
         }.items():
             blocks = config.vision_feature_layer
-            shifted = [max(0, block + shift) for block, shift in zip(blocks, layers, strict=True)]
+            shifted = [max(0, block + shift) for block, shift in zip(blocks or [], layers, strict=True)]
             if max(shifted) < config.num_vision_blocks:
                 with _changed(config, "vision_feature_layer", shifted):
                     yield cause, port.features({"pixels": pixels}, {}).numpy()
@@ -57,10 +57,9 @@ def _wrong_pixels(port: ReferencePort, images: list[str]) -> Iterator[tuple[str,
     loaded = [load_image(image) for image in images]
     opened = [PIL.Image.open(image) for image in images]
 
-    def pixels(images, **settings) -> np.ndarray:
-        return processor([image.convert("RGB") for image in images], return_tensors="pt", **settings)[
-            "pixel_values"
-        ].numpy()
+    def pixels(images: Sequence[PIL.Image.Image], **settings) -> np.ndarray:
+        arrays = [np.asarray(image.convert("RGBA").convert("RGB")) for image in images]  # without EXIF
+        return processor(arrays, return_tensors="np", **settings)["pixel_values"]
 
     yield "bicubic interpolation instead of bilinear", pixels(loaded, resample=PIL.Image.Resampling.BICUBIC)
     yield "resized with an antialiasing filter, which Pillow's `resize` always uses", pixels(loaded, antialias=True)
@@ -73,25 +72,28 @@ def _wrong_pixels(port: ReferencePort, images: list[str]) -> Iterator[tuple[str,
         yield "the EXIF orientation is not applied", pixels(opened)
     if any(image.has_transparency_data for image in opened):
         for colour in ("white", "black"):
-            layers = [PIL.Image.new("RGBA", image.size, colour) for image in loaded]
-            flat = [PIL.Image.alpha_composite(*pair) for pair in zip(layers, (i.convert("RGBA") for i in loaded), strict=True)]
+            flat = [PIL.Image.new("RGBA", image.size, colour) for image in loaded]
+            for background, image in zip(flat, loaded, strict=True):
+                background.alpha_composite(image.convert("RGBA"))
             yield f"transparent pixels are composited on {colour} instead of dropping the alpha channel", pixels(flat)
 
 
 def _wrong_connector(port: ReferencePort, values: dict[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     connector, plan = port.model.model.connector, plan_images(torch.from_numpy(values["positions"]))
+    assert plan.cell_indices is not None
+    assert plan.is_last_tile is not None
     features = torch.from_numpy(values["features"])[plan.tile_indices]
     with _swapped([connector.projector]):
         wrong = connector(features, plan.cell_indices, plan.is_last_tile)
-        yield "value and gate of the projector are swapped: silu acts on the second half", wrong.numpy()
+        yield "value and gate of the projector are swapped; the gate is the second half of `up`", wrong.numpy()
     if connector.last_tile_embedding is None:
         return
-    cells = values["positions"].shape[1]
+    tile = plan.cell_indices // values["positions"].shape[1]
     for cause, is_marked in {
-        "the embedding of the last tile is missing": torch.zeros_like(plan.is_last_tile),
-        "the embedding of the last tile is added to all tiles": torch.ones_like(plan.is_last_tile),
-        "the embedding of the last tile is added to the thumbnail": plan.cell_indices < cells,
-        "the embedding of the last tile is added to the first tile": plan.cell_indices // cells == 1,
+        "the embedding of the last tile is missing": tile < 0,
+        "the embedding of the last tile is added to all tiles": tile >= 0,
+        "the embedding of the last tile is added to the thumbnail": tile == 0,
+        "the embedding of the last tile is added to the first tile": tile == 1,
     }.items():
         yield cause, connector(features, plan.cell_indices, is_marked).numpy()
     by_tile = plan.cell_indices.sort().indices

@@ -31,12 +31,13 @@ from ..processing.processing_jvlm import JinaVLMProcessor
 from ..processing.prompt_format import IMAGE_TOKENS, add_image_tokens
 from ..published_format.published_schema import NUM_ADDITIONAL_TOKENS
 from . import check_port
-from .check_port import PROTOCOL, STAGES
+from .check_port import DTYPES, PROTOCOL, STAGES
 from .checkpoint_folder import generation_config, is_published, local_folder
 from .convert_release import convert_release
 from .output_folder import new_folder
 from .porting_cases import CASES, Case, write_images
 from .porting_faults import wrong_values
+from .porting_readme import kit_readme
 from .reference_port import ReferencePort
 
 
@@ -144,7 +145,10 @@ def write_checkpoints(folder: Path) -> dict[str, dict[str, Any]]:
     _fill_unused_weights(folder / "published" / "model.safetensors")
     for name in ("published", "stitched", "independent"):
         (folder / name / "README.md").write_text(f"{LICENCE}\n", encoding="utf-8")
-        entries[name] = {"folder": f"checkpoints/{name}", "golden": "independent" if name == "independent" else "stitched"}
+        entries[name] = {
+            "folder": f"checkpoints/{name}",
+            "golden": "independent" if name == "independent" else "stitched",
+        }
     return entries
 
 
@@ -212,7 +216,7 @@ def porting_kit(output: str | Path, checkpoint: str | Path | None = None, case: 
         text = json.dumps(index, indent=1, ensure_ascii=False) + "\n"
         (folder / "index.json").write_text(text, encoding="utf-8")
         shutil.copyfile(check_port.__file__, folder / "check_port.py")
-        (folder / "README.md").write_text(_readme(checkpoints, cases), encoding="utf-8")
+        (folder / "README.md").write_text(kit_readme(index, DTYPES), encoding="utf-8")
     return output
 
 
@@ -242,7 +246,7 @@ def _write_golden(port: ReferencePort, case: Case, folder: Path, file: str) -> d
     images = [str(folder / "images" / image) for image in case.images]
     request: dict[str, Any] = {"messages": case.messages, "images": images, "given": {}}
     request |= {"stages": STAGES[:-1], "max_new_tokens": MAX_NEW_TOKENS}
-    values = port.compute(request)
+    values = dict(port.compute(request))
     prompt = values.pop("prompt")
     values["logits"] = _without_unused_rows(values["logits"])
     values["tokens"] = _clear_tokens(port, torch.from_numpy(values["embeddings"]))
@@ -271,10 +275,6 @@ def _sampling(stage: str, shape: tuple[int, ...], is_complete: bool) -> tuple[li
     return [step // 2 for step in steps], steps
 
 
-def _readme(checkpoints, cases):
-    return "x"
-
-
 def _without_unused_rows(logits: np.ndarray) -> np.ndarray:
     used = np.flatnonzero(logits)  # rows of zeros belong to no token; the published head has none
     return logits[: used[-1] + 1]
@@ -294,8 +294,12 @@ def _clear_tokens(port: ReferencePort, embeddings: torch.Tensor) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     parser = argument_parser("porting_kit", __doc__)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--checkpoint", metavar="ID", help="folder or Hub id to take the values from, for large models")
-    parser.add_argument("--case", action="append", metavar="NAME", help="write only this case; can be given repeatedly")
+    parser.add_argument(
+        "--checkpoint", metavar="ID", help="folder or Hub id to take the values from, for large models"
+    )
+    parser.add_argument(
+        "--case", action="append", metavar="NAME", help="write only this case; can be given repeatedly"
+    )
     print(run(parser, porting_kit, argv))
 
 

@@ -9,7 +9,7 @@ takes the expected values from it.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 from ..modeling.image_plan import plan_images
 from ..processing.image_loading import load_image
-from .check_port import PROTOCOL, STAGES, decode_array, encode_array
+from .check_port import GIVEN, PROTOCOL, STAGES, decode_array, encode_array
 from .checkpoint_folder import load_config, load_model, load_processor, local_folder
 
 
@@ -37,12 +37,12 @@ class ReferencePort:
 
     def __init__(self, checkpoint: str | Path):
         folder = local_folder(checkpoint)
-        self.config = load_config(folder)
-        self.processor = load_processor(folder, self.config, is_export=True)
+        self.processor = load_processor(folder, load_config(folder), is_export=True)
         self.model = load_model(folder, "float32").eval()
+        self.config = self.model.config
 
     @torch.inference_mode()
-    def compute(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def compute(self, request: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         """
         The stages that a request names: the prompt as a string, the others as arrays. Those of images are left out
         where there are none. Each stage comes from the one before, or from `given` if it is there.
@@ -57,8 +57,8 @@ class ReferencePort:
                 values[stage] = getattr(self, stage)(values, request)
             else:
                 values[stage] = torch.from_numpy(decode_array(stage, given, Path()).copy())
-        found = {stage: values[stage] for stage in request["stages"] if values[stage] is not None}
-        return {stage: value if stage == "prompt" else value.numpy() for stage, value in found.items()}
+            if stage in request["stages"] and values[stage] is not None:
+                yield stage, values[stage] if stage == "prompt" else values[stage].numpy()
 
     def prompt(self, messages: list[dict]) -> str:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True)
@@ -136,16 +136,17 @@ def encode(stage: str, value: str | np.ndarray, folder: str) -> Any:
     return {"file": f"{stage}.npy"}
 
 
-def answer(request: Mapping[str, Any], load=load_port) -> dict[str, Any]:
-    """The answer to a request. An error of this case is a part of it, so that the next case can follow."""
+def answer(request: Mapping[str, Any], load: Callable[[str], ReferencePort] = load_port) -> dict[str, Any]:
+    """The answer to a request. If the case fails, it has the stages before the error, and the next case can follow."""
     if request["type"] == "hello":
-        return {"id": request["id"], "protocol": PROTOCOL, "name": "jvlm", "stages": STAGES, "given": STAGES}
+        return {"id": request["id"], "protocol": PROTOCOL, "name": "jvlm", "stages": STAGES, "given": GIVEN}
+    stages: dict[str, Any] = {}
     try:
-        stages = load(request["checkpoint"]).compute(request)
+        for stage, value in load(request["checkpoint"]).compute(request):
+            stages[stage] = encode(stage, value, request["output_folder"])
     except Exception as error:
-        return {"id": request["id"], "error": f"{type(error).__name__}: {error}"}
-    folder = request["output_folder"]
-    return {"id": request["id"], "stages": {stage: encode(stage, value, folder) for stage, value in stages.items()}}
+        return {"id": request["id"], "stages": stages, "error": f"{type(error).__name__}: {error}"}
+    return {"id": request["id"], "stages": stages}
 
 
 def main() -> None:

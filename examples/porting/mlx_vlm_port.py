@@ -6,10 +6,12 @@ The protocol of `check_port` on top of mlx-vlm's port of the model, `mlx_vlm.mod
     python -m jvlm.conversion_scripts.porting_kit --output porting_kit
     python -m jvlm.conversion_scripts.check_port porting_kit -- mlx/bin/python examples/porting/mlx_vlm_port.py
 
-It uses nothing of jvlm. All values come from mlx-vlm's own functions, with three exceptions. The port reads weights
-under other names than the published ones; they are renamed here. It has the ids of the image tokens as constants; they
-are replaced by those of the checkpoint unless `--own-token-ids` is given. Where the runner gives the expected values of
-a stage, the places of cells in the sequence are computed here.
+It uses nothing of jvlm. All values come from mlx-vlm's own functions, with three exceptions:
+
+- The port reads weights under other names than the published ones. They are renamed here.
+- It has the ids of the image tokens as constants. Those of the checkpoint replace them, unless `--own-token-ids` is
+  given.
+- Where the runner gives the expected values of a stage, the places of cells in the sequence are computed here.
 """
 
 import base64
