@@ -131,7 +131,7 @@ class PortProcess:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")  # type: ignore[union-attr]
             self._process.stdin.flush()  # type: ignore[union-attr]
         except OSError as error:
-            raise self._ended() from error
+            raise self._ended(request) from error
         try:
             line = self._lines.get(timeout=self.timeout)
         except queue.Empty as error:
@@ -140,7 +140,7 @@ class PortProcess:
                 f"flushed after each line? --timeout sets another limit.{self._last_errors()}"
             ) from error
         if line is None:
-            raise self._ended()
+            raise self._ended(request)
         text = line.decode(errors="replace").strip()
         try:
             answer = json.loads(text)
@@ -153,12 +153,13 @@ class PortProcess:
             raise PortError(f'The answer must be an object with "id": {request["id"]!r}, got {_short(text)}.')
         return answer
 
-    def _ended(self) -> PortError:
+    def _ended(self, request: Mapping[str, Any]) -> PortError:
         try:
             status = f"with exit status {self._process.wait(timeout=5)}"
         except subprocess.TimeoutExpired:
             status = "its standard input or output, though it still runs"
-        return PortError(f"The port has ended {status} before it answered.{self._last_errors()}")
+        text = f"The port has ended {status} before it answered the request {request['id']!r}."
+        return PortError(text + self._last_errors())
 
     def _last_errors(self) -> str:
         self._errors.seek(0)
@@ -172,6 +173,7 @@ def check_port(
     checkpoints: Sequence[str] | None = None,
     cases: Sequence[str] | None = None,
     tolerance: float | None = None,
+    stages: Sequence[str] | None = None,
     report: Callable[[StageResult], None] = lambda result: None,
 ) -> list[StageResult]:
     """
@@ -187,6 +189,7 @@ def check_port(
         cases (`Sequence[str]`, *optional*): names of cases, by default all.
         tolerance (`float`, *optional*): largest difference relative to the root mean square of a stage, in place of
             that of the kit. Ports in bfloat16 need about 0.05.
+        stages (`Sequence[str]`, *optional*): stages to compare, by default all that the port offers.
         report (`Callable`, *optional*): called with each result.
 
     Raises:
@@ -195,9 +198,10 @@ def check_port(
     """
     kit = Path(kit)
     index = _read_index(kit)
-    stages, inputs, names = _read_hello(ask({"id": "hello", "type": "hello", "protocol": PROTOCOL}), index)
+    offered, inputs, names = _read_hello(ask({"id": "hello", "type": "hello", "protocol": PROTOCOL}), index)
     names = _choose("checkpoint", checkpoints, index["checkpoints"], names)
     chosen = _choose("case", cases, [case["name"] for case in index["cases"]])
+    offered = [stage for stage in offered if stage in _choose("stage", stages, STAGES)]
     results: list[StageResult] = []
     for name in names:
         for case in index["cases"]:
@@ -206,7 +210,7 @@ def check_port(
                 continue
             expected = {**load_file(kit / golden["file"]), "prompt": golden["prompt"]}
             checked = _Case(kit, index, name, case, golden, expected, tolerance)
-            for result in checked.check(ask, stages, inputs):
+            for result in checked.check(ask, offered, inputs):
                 results.append(result)
                 report(result)
     return results
@@ -645,6 +649,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("kit", metavar="KIT", help="folder that porting_kit has written")
     parser.add_argument("--checkpoint", action="append", metavar="NAME", help="checkpoint of the kit; can be repeated")
     parser.add_argument("--case", action="append", metavar="NAME", help="case of the kit; can be repeated")
+    parser.add_argument("--stage", action="append", choices=STAGES, help="stage to compare; can be repeated")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="limit for each answer")
     parser.add_argument(
         "--tolerance", type=float, metavar="SHARE", help="largest difference, relative to the size of a stage's values"
@@ -661,7 +666,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         with PortProcess(args.command, args.timeout) as port:
-            check_port(args.kit, port.ask, args.checkpoint, args.case, args.tolerance, report)
+            check_port(args.kit, port.ask, args.checkpoint, args.case, args.tolerance, args.stage, report)
     except (OSError, ValueError) as error:
         if results:
             print(format_results(results))

@@ -414,7 +414,10 @@ def test_wrong_greetings(hello, message, kit):
 @pytest.mark.parametrize(
     ("program", "message"),
     [
-        ("import sys; sys.exit('no device')", "ended with exit status 1 before it answered.* ends with: no device"),
+        (
+            "import sys; sys.exit('no device')",
+            "ended with exit status 1 before it answered the request 'hello'.* ends with: no device",
+        ),
         ("print('Loading weights'); input()", "not JSON: Loading weights.*standard error"),
         ("print('{\"id\": 7}'); input()", 'with "id": \'hello\', got {"id": 7}'),
         ("print([]); input()", 'must be an object with "id"'),
@@ -450,15 +453,18 @@ def test_the_copy_of_the_runner_needs_neither_pytorch_nor_this_package(space, st
 
 def test_the_reference_port_as_a_program(kit, capsys):
     command = [str(kit), "--checkpoint", "published", "--case", "no_image", "--case", "one_tile"]
+    stages = ["--stage", "prompt", "--stage", "pixels", "--stage", "logits"]
     port = [sys.executable, "-m", "jvlm.conversion_scripts.reference_port"]
-    assert main([*command, "--", *port]) == 0
-    assert capsys.readouterr().out.endswith("\nequal\n")
+    assert main([*command, *stages, "--", *port]) == 0
+    skipped = "positions, input_ids, features, connector, embeddings, tokens"
+    assert capsys.readouterr().out.endswith(f"\nequal, without {skipped}\n")
 
 
 def test_wrong_arguments_of_the_runner(kit, tmp_path, capsys):
     for arguments, message in (
         ([str(tmp_path)], "is no porting kit: it has no index.json"),
         ([str(kit), "--case", "selfie"], "'selfie' is no case of the kit; choose from one_tile, no_image"),
+        ([str(kit), "--stage", "pixel"], "invalid choice: 'pixel'"),
         ([str(kit), "--checkpoint", "large"], "'large' is no checkpoint of the kit; choose from published"),
     ):
         with pytest.raises(SystemExit, match="2"):
