@@ -19,6 +19,7 @@ from jvlm_cli.command_line import argument_parser, run
 
 from ..runtimes.manifest import COMPONENTS, RUNTIMES, Manifest
 from . import runtime_graphs
+from .answer_script import write_answer_script
 from .checkpoint_folder import (
     DTYPES,
     generation_config,
@@ -96,6 +97,8 @@ def export_runtime(
         config.dtype = dtype
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if runtime == "onnx":
+            write_answer_script(processor, folder)
         generation_config(config, processor.tokenizer, source).save_pretrained(folder)
         manifest.write(folder)
     return output

@@ -2,7 +2,9 @@
 """The parts of a model that are exported to runtimes, each a module whose inputs and outputs are tensors."""
 
 import copy
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from ..runtimes.cache_tensors import cache_argument, cache_names, fill_cache, re
 
 # Numbers of elements of dynamic axes in the example inputs: different, so that no two axes are taken for one.
 _TILES, _CELLS, _BATCH, _NEW, _PAST = 3, 5, 2, 4, 7
+_MAX_TILES, _MAX_BATCH = 26, 4
 
 
 @dataclass
@@ -24,21 +27,26 @@ class Component:
     Args:
         module (`nn.Module`): takes and returns tensors.
         inputs (`dict`): example inputs by name, in the order of the module's arguments.
-        axes (`dict[str, tuple[int, ...]]`): the dynamic axes of the inputs.
+        axes (`dict[str, dict[int, int]]`): the dynamic axes of the inputs, each with the largest size for runtimes that
+            reserve memory for it.
         outputs (`list[str]`): names of the outputs.
         num_cached (`int`, *optional*): number of inputs, at the end, that are keys and values of the cache.
     """
 
     module: nn.Module
     inputs: dict
-    axes: dict[str, tuple[int, ...]]
+    axes: dict[str, dict[int, int]]
     outputs: list[str]
     num_cached: int = 0
 
     @torch.no_grad()
-    def export(self) -> torch.export.ExportedProgram:
-        """The part as a program with dynamic axes."""
-        shapes: list = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for axes in self.axes.values()]
+    def export(self, is_bounded: bool = False) -> torch.export.ExportedProgram:
+        """The part as a program with dynamic axes, on request of a limited size."""
+        dynamic: Any = torch.export.Dim.DYNAMIC
+        shapes: list = [
+            {axis: dynamic(max=limit) if is_bounded else dynamic for axis, limit in axes.items()}
+            for axes in self.axes.values()
+        ]
         if self.num_cached:
             shapes = [*shapes[: -self.num_cached], tuple(shapes[-self.num_cached :])]  # `*past` is one argument
         return torch.export.export(self.module, (*self.inputs.values(),), dynamic_shapes=(*shapes,), strict=False)
@@ -108,11 +116,13 @@ def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
     hidden = torch.zeros(_BATCH, _NEW, text.hidden_size, dtype=dtype)
     past = torch.zeros(_BATCH, text.num_key_value_heads, _PAST, text.head_dim, dtype=dtype)
     cached = cache_names("past", text.num_hidden_layers)
+    new = {0: _MAX_BATCH, 1: text.max_position_embeddings}
+    max_cells = _MAX_TILES * math.prod(config.pooled_shape)
     return {
         "vision": Component(
             _Vision(model.model),
             {"pixel_values": torch.zeros(_TILES, vision.num_channels, *2 * [vision.image_size], dtype=dtype)},
-            {"pixel_values": (0,)},
+            {"pixel_values": {0: _MAX_TILES}},
             ["features"],
         ),
         "connector": Component(
@@ -122,11 +132,11 @@ def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
                 "cell_indices": torch.arange(_CELLS),
                 "is_last_tile": torch.arange(_CELLS) > 2,
             },
-            {"features": (0,), "cell_indices": (0,), "is_last_tile": (0,)},
+            {"features": {0: _MAX_TILES}, "cell_indices": {0: max_cells}, "is_last_tile": {0: max_cells}},
             ["image_features"],
         ),
         "embedding": Component(
-            model.get_input_embeddings(), {"input_ids": tokens}, {"input_ids": (0, 1)}, ["inputs_embeds"]
+            model.get_input_embeddings(), {"input_ids": tokens}, {"input_ids": new}, ["inputs_embeds"]
         ),
         "decoder": Component(
             _Decoder(model.model.language_model),
@@ -137,15 +147,15 @@ def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
                 **{name: past.clone() for name in cached},
             },
             {
-                "inputs_embeds": (0, 1),
-                "attention_mask": (0, 1),
-                "position_ids": (0, 1),
-                **dict.fromkeys(cached, (0, 2)),
+                "inputs_embeds": new,
+                "attention_mask": {0: _MAX_BATCH, 1: 2 * text.max_position_embeddings},
+                "position_ids": new,
+                **dict.fromkeys(cached, {0: _MAX_BATCH, 2: text.max_position_embeddings}),
             },
             ["hidden_states", *cache_names("present", text.num_hidden_layers)],
             num_cached=len(cached),
         ),
-        "head": Component(model.lm_head, {"hidden_states": hidden}, {"hidden_states": (0, 1)}, ["logits"]),
+        "head": Component(model.lm_head, {"hidden_states": hidden}, {"hidden_states": new}, ["logits"]),
     }
 
 

@@ -96,3 +96,13 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def write_executorch(component: Component, path: Path, weights: str | None) -> None:
+    """Writes a program of ExecuTorch for CPUs, with its weights in it."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    with _quiet():
+        program = to_edge_transform_and_lower(component.export(is_bounded=True), partitioner=[XnnpackPartitioner()])
+        path.write_bytes(program.to_executorch().buffer)
