@@ -21,6 +21,7 @@ class Unlinked(Distribution):
     def parse_config_files(self, *args, **kwargs):
         super().parse_config_files(*args, **kwargs)
         folders = {name: name.removeprefix("jvlm.") for name in self.packages}
+        folders["jvlm.runtimes"] = "src/jvlm/runtimes"
         folders["jvlm.shipped_model"] = "examples/digits/model"
         self.package_dir = {**folders, "jvlm": "src/jvlm", "jvlm_cli": "src/jvlm_cli", "jvlm_vllm": "src/jvlm_vllm"}
 

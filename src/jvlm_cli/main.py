@@ -20,6 +20,7 @@ COMMANDS = {
     "compose": ("jvlm.conversion_scripts.compose_from_pretrained", "build a model from SigLIP2 and Qwen3 checkpoints"),
     "convert": ("jvlm.conversion_scripts.convert_release", "convert the published format, or back to it"),
     "export": ("jvlm.conversion_scripts.export_to_hub", "write a folder that loads without this package; push it"),
+    "export-runtime": ("jvlm.conversion_scripts.export_runtime", "write graphs for ONNX Runtime, OpenVINO and others"),
     "evaluate": ("jvlm.evaluation.evaluate", "run the benchmarks of the paper with lmms-eval and lm-eval"),
     "finetune": ("jvlm.training.finetune", "fine-tune a model on your own images and conversations"),
     "verify": ("jvlm.conversion_scripts.verify", "compare two checkpoints stage by stage"),
