@@ -375,7 +375,9 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             return outputs
 
         settings = self.config.vision_config
-        has_states = any(kwargs.values()) or settings.output_hidden_states or settings.output_attentions
+        has_states = any(
+            kwargs.get(name) or getattr(settings, name) for name in ("output_hidden_states", "output_attentions")
+        )
         # With gradients, everything stays in memory anyway.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or has_states or not plan.is_on_host:
             return encode(plan)
