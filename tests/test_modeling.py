@@ -157,7 +157,9 @@ def test_groups_of_tiles(build_model, build_inputs, layout):
         outputs = model(**inputs)
         assert calls == [size] * (num_tiles // size) + ([num_tiles % size] if num_tiles % size else [])
         torch.testing.assert_close(outputs.image_hidden_states, expected.image_hidden_states, rtol=0, atol=1e-5)
-        again = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"])
+        # vLLM passes other tensors of the processor beside the tiles.
+        others = {"num_image_patches": torch.tensor([num_tiles, 0])}
+        again = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"], **others)
         torch.testing.assert_close(again.last_hidden_state, features.last_hidden_state, rtol=0, atol=1e-5)
     model.model.tiles_per_group = 3
     calls.clear()
