@@ -3,12 +3,12 @@
 Exports a model to every runtime that is installed and compares it with PyTorch.
 
     python -m benchmarks.runtimes [--only onnx openvino-int8] [--pages 360]
-    python -m benchmarks.runtimes --full-size [--only onnx-int8]
+    python -m benchmarks.runtimes --size full [--only onnx-int8]
 
 The first form asks the shipped model, and a twin of it in the stitched layout, all questions about the held-out
-pages, with grids from 1×1 to 3×4, in left-padded batches, and counts the answers whose greedy tokens are PyTorch's. The
-second one measures a model of full size with random weights: time and memory of the export and of loading it, and time
-to the first token and for each further one, each in a process of its own.
+pages, with grids from 1×1 to 3×4, in left-padded batches, and counts the answers whose greedy tokens are PyTorch's.
+The second one measures a model with random weights: time and memory of the export and of loading it, and time to the
+first token of a prompt with an image of one tile and for each further token, each in a process of its own.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from jvlm.runtimes import JinaVLMRuntimeModel
 from jvlm.runtimes.sessions import PACKAGES
 
 from .measure import anonymous_memory
-from .models import build_config, random_model
+from .models import SIZES, build_config, random_model
 
 
 # Runtime, dtype and format of weights.
@@ -140,15 +140,18 @@ class Peak:
             time.sleep(0.05)
 
 
-def full_checkpoint(folder: Path) -> Path:
-    """A model of full size with random weights in bfloat16, and its processor with Qwen3's tokenizer."""
-    config = build_config("full")
+def random_checkpoint(size: str, folder: Path) -> None:
+    """A model of a size with random weights in bfloat16, and a processor with Qwen3's tokenizer."""
+    full, fields = build_config("full"), SIZES[size]
+    text_config = {**fields.get("text_config", {}), "vocab_size": full.text_config.vocab_size}
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        text_config[name] = getattr(full.text_config, name)
+    config = jvlm.JinaVLMConfig(**{**fields, "text_config": text_config}) if fields else full
     model = random_model(jvlm.JinaVLMForConditionalGeneration, config, torch.bfloat16, torch.device("cpu"))
     model.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(QWEN3)
     jvlm.add_image_tokens(tokenizer, config.image_start_token_id)
     jvlm.JinaVLMProcessor(jvlm.JinaVLMImageProcessor(), tokenizer).save_pretrained(folder)
-    return folder
 
 
 def step(what: str, folder: Path, output: Path) -> dict[str, float]:
@@ -211,11 +214,11 @@ def step(what: str, folder: Path, output: Path) -> dict[str, float]:
     }
 
 
-def full_size(names: list[str], workspace: Path) -> str:
-    """A table of the measurements at full size."""
+def measure(size: str, names: list[str], workspace: Path) -> str:
+    """A table of the measurements at a size."""
     checkpoint = workspace / "checkpoint"
     if not checkpoint.is_dir():
-        full_checkpoint(checkpoint)
+        random_checkpoint(size, checkpoint)
     lines = [
         "| runtime | export (s) | its memory (GB) | files (GB) | load (s) | first token (s) | further token (s) "
         "| memory (GB) |",
@@ -250,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=[*VARIANTS, "compiled"], help="what to export")
     parser.add_argument("--layouts", nargs="+", default=["independent", "stitched"])
     parser.add_argument("--pages", type=int, default=360, help="number of held-out pages")
-    parser.add_argument("--full-size", action="store_true", help="measure a model of full size")
+    parser.add_argument("--size", choices=["medium", "full"], help="measure a model of this size")
     parser.add_argument("--workspace", type=Path, help="folder for the exports, by default a temporary one")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -261,8 +264,8 @@ def main(argv: list[str] | None = None) -> None:
     names = installed(args.only) + [name for name in args.only or [] if name == "compiled"]
     with tempfile.TemporaryDirectory() as temporary:
         workspace = args.workspace or Path(temporary)
-        if args.full_size:
-            print("\n" + full_size(names, workspace))
+        if args.size:
+            print("\n" + measure(args.size, names, workspace))
         else:
             print("\n" + compare(names, args.pages, workspace, args.layouts))
 
