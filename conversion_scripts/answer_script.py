@@ -53,7 +53,9 @@ def write_answer_script(processor: JinaVLMProcessor, folder: Path) -> None:
     # Read and not imported: this needs onnxruntime only where it runs.
     script = Path(find_spec("jvlm.runtimes").origin).with_name("answer.py").read_text("utf-8")  # type: ignore
     script = re.sub(r"^from transformers.*import smart_resize\n", "", script, flags=re.MULTILINE)
-    script = script.replace("from ..processing.tiling import TileGeometry", "from geometry import TileGeometry, smart_resize")
+    script = script.replace(
+        "from ..processing.tiling import TileGeometry", "from geometry import TileGeometry, smart_resize"
+    )
     (folder / "answer.py").write_text(script, "utf-8")
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import logging
 
 from jvlm_cli.command_line import argument_parser, run
@@ -41,12 +42,50 @@ _DTYPES = {
     "executorch": ("float32",),
 }
 _PACKAGES = {
-    "onnx": ("onnx", "onnxscript"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),
     "torch": (),
     "executorch": ("executorch",),
 }
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
+
+_README = """
+# {title}
+
+{checkpoint}, exported for {manifest.runtime} ({manifest.dtype}{weights}) with {versions}. The weights keep the licence
+of their source.
+
+```python
+from jvlm.runtimes import JinaVLMRuntimeModel
+from transformers import AutoProcessor, pipeline
+
+model = JinaVLMRuntimeModel.from_pretrained("{title}")
+processor = AutoProcessor.from_pretrained("{title}")
+answer = pipeline("image-text-to-text", model=model, processor=processor)
+content = [{{"type": "image", "path": "photo.jpg"}}, {{"type": "text", "text": "What is in this image?"}}]
+print(answer([{{"role": "user", "content": content}}], return_full_text=False))
+```
+
+`jvlm verify {checkpoint} {title}` compares it with the checkpoint, stage by stage.
+
+| graph | from | to |
+|---|---|---|
+| vision | `pixel_values` of tiles | `features` of patches |
+| connector | features, `cell_indices`, `is_last_tile` | `image_features`, one for each image token |
+| embedding | `input_ids` | `inputs_embeds`; the features of images are added to those of their tokens |
+| decoder | embeddings, mask, positions and the cache, `past.*` | `hidden_states` and the new cache, `present.*` |
+| head | `hidden_states` | `logits` |
+
+Numbers of tiles, cells, prompts and tokens are dynamic.
+"""
+_SCRIPT_README = """
+`answer.py` needs neither PyTorch nor Transformers:
+
+```bash
+pip install onnxruntime tokenizers numpy pillow
+python answer.py photo.jpg "What is in this image?"
+```
+"""
 
 
 def export_runtime(
@@ -67,9 +106,8 @@ def export_runtime(
 
     Raises:
         FileExistsError: if `output` exists.
-        ImportError: if the packages that write the runtime's graphs are not installed.
-        ValueError: if the checkpoint is incomplete, damaged or inconsistent, or if the runtime lacks the dtype or the
-            format of weights.
+        ValueError: if the checkpoint is incomplete, damaged or inconsistent, if the runtime lacks the dtype or the
+            format of weights, or if the packages that write its graphs are not installed.
     """
     dtype = dtype or "float32"
     _check(runtime, dtype, weights)
@@ -100,7 +138,10 @@ def export_runtime(
         if runtime == "onnx":
             write_answer_script(processor, folder)
         generation_config(config, processor.tokenizer, source).save_pretrained(folder)
+        _write_readme(folder, output.name, str(checkpoint), manifest)
         manifest.write(folder)
+        for file in folder.iterdir():  # some of the libraries write files that nobody else may read
+            file.chmod((folder / "config.json").stat().st_mode)
     return output
 
 
@@ -110,11 +151,26 @@ def _check(runtime: str, dtype: str, weights: str | None) -> None:
     if dtype not in _DTYPES[runtime]:
         raise ValueError(f"{runtime} cannot compute in {dtype} on CPUs; choose {' or '.join(_DTYPES[runtime])}.")
     if weights is not None and (weights not in WEIGHTS or runtime not in ("onnx", "openvino")):
-        raise ValueError(f"`weights` can be {' or '.join(WEIGHTS)} for onnx and openvino, got {weights!r} for {runtime}.")
-    if missing := [package for package in _PACKAGES[runtime] if find_spec(package) is None]:
-        raise ImportError(
-            f"An export for {runtime} needs {', '.join(missing)}; install with `pip install 'jvlm[{runtime}]'`."
+        raise ValueError(
+            f"`weights` can be {' or '.join(WEIGHTS)} for onnx and openvino, got {weights!r} for {runtime}."
         )
+    extras = [runtime] if weights is None else [runtime, "onnx"]
+    packages = {package: extra for extra in extras for package in _PACKAGES[extra]}
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise ValueError(
+            f"An export for {runtime} needs {', '.join(missing)}; install with "
+            f"`pip install 'jvlm[{','.join(sorted({packages[package] for package in missing}))}]'`."
+        )
+
+
+def _write_readme(folder: Path, title: str, checkpoint: str, manifest: Manifest) -> None:
+    weights = "" if manifest.weights is None else f", weights of linear layers in {manifest.weights}"
+    versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items())
+    text = _README.format(title=title, checkpoint=checkpoint, manifest=manifest, weights=weights, versions=versions)
+    if (folder / "answer.py").is_file():
+        text += _SCRIPT_README
+    data = ModelCardData(library_name="jvlm", pipeline_tag="image-text-to-text", tags=["jvlm", manifest.runtime])
+    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

@@ -27,8 +27,8 @@ class Component:
     Args:
         module (`nn.Module`): takes and returns tensors.
         inputs (`dict`): example inputs by name, in the order of the module's arguments.
-        axes (`dict[str, dict[int, int]]`): the dynamic axes of the inputs, each with the largest size for runtimes that
-            reserve memory for it.
+        axes (`dict[str, dict[int, int]]`): the dynamic axes of the inputs, each with its largest size for runtimes
+            that reserve memory for it.
         outputs (`list[str]`): names of the outputs.
         num_cached (`int`, *optional*): number of inputs, at the end, that are keys and values of the cache.
     """
@@ -150,7 +150,7 @@ def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
                 "inputs_embeds": new,
                 "attention_mask": {0: _MAX_BATCH, 1: 2 * text.max_position_embeddings},
                 "position_ids": new,
-                **dict.fromkeys(cached, {0: _MAX_BATCH, 2: text.max_position_embeddings}),
+                **{name: {0: _MAX_BATCH, 2: text.max_position_embeddings} for name in cached},
             },
             ["hidden_states", *cache_names("present", text.num_hidden_layers)],
             num_cached=len(cached),

@@ -4,9 +4,9 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,29 @@ def write_onnx(component: Component, path: Path, weights: str | None) -> None:
             dynamo=True,
             verbose=False,
         )
-    model = program.model
-    _transpose_weights(model.graph)
-    if weights is not None:
-        _quantize(model.graph, _BITS[weights])
-        model.graph.opset_imports["com.microsoft"] = 1
-    onnx_ir.save(model, path, external_data=f"{path.name}.data")
+    _transpose_weights(program.model.graph)
+    if weights is None:
+        onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
+    else:
+        _save_quantized(program.model, path, _BITS[weights])
+
+
+def _save_quantized(model: Any, path: Path, num_bits: int) -> None:
+    """Saves a graph with linear layers of quantized weights: blocks of a column have a scale and a zero point."""
+    import onnx_ir
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with TemporaryDirectory(dir=path.parent) as folder:
+        onnx_ir.save(model, Path(folder) / path.name, external_data=f"{path.name}.data")
+        quantizer = MatMulNBitsQuantizer(
+            str(Path(folder) / path.name),
+            bits=num_bits,
+            block_size=_BLOCK_SIZE,
+            accuracy_level=4,  # products of 8-bit integers
+            op_types_to_quantize=("MatMul",),
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path), use_external_data_format=True)
 
 
 def _transpose_weights(graph: Any) -> None:
@@ -71,6 +88,12 @@ def write_openvino(component: Component, path: Path, weights: str | None) -> Non
     """Writes a graph for OpenVINO, `path`, and its weights, `path` with `.bin` in place of `.xml`."""
     import openvino
 
+    if weights is not None:  # OpenVINO's own quantization is a package with a dozen dependencies
+        with TemporaryDirectory(dir=path.parent) as folder:
+            graph = Path(folder) / f"{path.stem}.onnx"
+            write_onnx(component, graph, weights)
+            openvino.save_model(openvino.convert_model(graph), path, compress_to_fp16=False)
+        return
     with _quiet():
         model = openvino.convert_model(component.export())
     for names, ports in (([*component.inputs], model.inputs), (component.outputs, model.outputs)):

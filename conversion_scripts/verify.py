@@ -2,9 +2,11 @@
 """
 Compares two checkpoints on the same images and the same prompt, stage by stage. The first stage that differs shows
 where the cause is. The last two stages compare all weights, bit by bit, and all settings, even those that have no
-effect on this input. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
+effect on this input. Either can be an export for a runtime; then weights are not compared, as its files hold them in
+other forms. The exit status is 0 if they are equal, 1 if they differ, 2 if they cannot be compared.
 
     python -m jvlm.conversion_scripts.verify jinaai/jina-vlm my-copy --dtype float32 --image photo.jpg
+    python -m jvlm.conversion_scripts.verify my-copy my-copy-onnx --dtype float32
 """
 
 import hashlib
@@ -28,6 +30,7 @@ from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.image_loading import load_image
 from ..processing.processing_jvlm import JinaVLMProcessor
+from ..runtimes import JinaVLMRuntimeModel, is_runtime_folder
 from .checkpoint_folder import (
     DTYPES,
     is_published,
@@ -47,6 +50,9 @@ PROMPT = "What is in this image?"
 NUM_GREEDY_TOKENS = 8
 # Largest difference that rounding can cause, relative to the root mean square of a stage.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+# The same for exports: by format of weights, runtime or dtype. About three times what docs/runtimes.md lists.
+RUNTIME_TOLERANCES = {"int8": 0.3, "int4": 4.0, "executorch": 2e-2}
+RUNTIME_TOLERANCES |= {"float32": 5e-5, "bfloat16": 3e-2, "float16": 1e-2}
 # Where a checkpoint comes from and which version saved it. They have no effect.
 WITHOUT_EFFECT = {"_from_model_config", "_name_or_path", "transformers_version"}
 _TOKENIZER_PROPERTIES = ("added_tokens_decoder", "all_special_tokens", "pad_token_type_id", "special_tokens_map")
@@ -120,19 +126,21 @@ class Findings:
         format (`tuple[bool, bool]`): whether it is in the published format, and whether it has code of its own.
         dtype (`torch.dtype`): the dtype of the computation.
         outputs (`dict[str, torch.Tensor]`): the output of every stage.
-        weights (`dict[str, str]`): the digest of every weight.
+        weights (`dict[str, str]`, *optional*): the digest of every weight.
         settings (`dict[str, str]`): the JSON text of every setting.
         format_settings (`dict[str, str]`): further settings, which `convert_release` and `export_to_hub` change. They
             are compared if the formats are equal.
+        tolerance (`float`): the largest difference that rounding can cause, relative to the root mean square.
     """
 
     checkpoint: str | Path
     format: tuple[bool, bool]
     dtype: torch.dtype
     outputs: dict[str, torch.Tensor]
-    weights: dict[str, str]
+    weights: dict[str, str] | None
     settings: dict[str, str]
     format_settings: dict[str, str]
+    tolerance: float
 
 
 def examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
@@ -149,11 +157,22 @@ def examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Im
 def compare(first: Findings, second: Findings) -> list[Stage]:
     """The comparison of two checkpoints, see [`verify`]."""
     with _cannot_compare(f"{first.checkpoint} and {second.checkpoint}"):
-        relative = max(TOLERANCES.get(findings.dtype, 0) for findings in (first, second))
-        stages = [_compare(name, output, second.outputs[name], relative) for name, output in first.outputs.items()]
-        stages.append(_compare_entries("weights", first.weights, second.weights))
+        relative = max(first.tolerance, second.tolerance)
+        stages = [
+            # The processor computes in float32, whatever the model does.
+            _compare(name, output, second.outputs[name], TOLERANCES[torch.float32] if name == "pixels" else relative)
+            for name, output in first.outputs.items()
+        ]
+        if first.weights is not None and second.weights is not None:
+            stages.append(_compare_entries("weights", first.weights, second.weights))
         settings = [first.settings, second.settings]
-        if first.format == second.format:
+        if first.weights is None or second.weights is None:
+            # An export has the dtype that was asked for; the attention of a graph has no name.
+            settings = [
+                {name: text for name, text in entries.items() if not name.startswith(("dtype", "attn_implementation"))}
+                for entries in settings
+            ]
+        elif first.format == second.format:
             settings = [first.settings | first.format_settings, second.settings | second.format_settings]
         return [*stages, _compare_entries("settings", *settings)]
 
@@ -176,6 +195,8 @@ def _generated_image() -> PIL.Image.Image:
 
 @torch.inference_mode()
 def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
+    if is_runtime_folder(checkpoint):
+        return _examine_runtime(Path(checkpoint), dtype, images, prompt)
     folder = local_folder(checkpoint)
     config, model = load_config(folder), load_model(folder)
     weights = {name: _digest(weight) for name, weight in model.state_dict().items()}
@@ -190,6 +211,28 @@ def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.I
     format_settings = dict(_entries(_format_settings(folder, config, model, processor)))
     remove_export_additions(processor)
     settings = dict(_entries(_settings(config, default_dtype, model, processor)))
+    format = is_published(folder), "auto_map" in read_config_file(folder)
+    outputs, tolerance = _stages(model, processor, images, prompt), TOLERANCES.get(model.dtype, 0)
+    return Findings(checkpoint, format, model.dtype, outputs, weights, settings, format_settings, tolerance)
+
+
+def _examine_runtime(folder: Path, dtype: str | None, images: list[PIL.Image.Image], prompt: str) -> Findings:
+    model = JinaVLMRuntimeModel.from_pretrained(folder)
+    manifest = model.manifest
+    if dtype not in (None, manifest.dtype):
+        raise ValueError(f"It was exported in {manifest.dtype}, not in {dtype}.")
+    processor = load_processor(folder, model.config)
+    settings = dict(_entries(_settings(model.config, model.dtype, model, processor)))
+    keys = (manifest.weights, manifest.runtime, manifest.dtype)
+    tolerance = next(RUNTIME_TOLERANCES[key] for key in keys if key in RUNTIME_TOLERANCES)
+    outputs = _stages(model, processor, images, prompt)
+    return Findings(folder, (False, False), model.dtype, outputs, None, settings, {}, tolerance)
+
+
+def _stages(
+    model: JinaVLMForConditionalGeneration, processor: JinaVLMProcessor, images: list[PIL.Image.Image], prompt: str
+) -> dict[str, torch.Tensor]:
+    """The output of every stage."""
     content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": prompt}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
@@ -202,7 +245,7 @@ def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.I
         inputs["pixel_values"], image_token_positions=inputs["image_token_positions"], return_dict=True
     )
     greedy = model.generate(**inputs, max_new_tokens=NUM_GREEDY_TOKENS, do_sample=False)
-    outputs = {
+    return {
         "pixels": inputs["pixel_values"],
         "prompt tokens": inputs["input_ids"],
         "vision features": features.last_hidden_state,
@@ -210,8 +253,6 @@ def _examine(checkpoint: str | Path, dtype: str | None, images: list[PIL.Image.I
         "logits": model(**inputs).logits,
         "greedy tokens": greedy[0, inputs["input_ids"].shape[1] :],
     }
-    format = is_published(folder), "auto_map" in read_config_file(folder)
-    return Findings(checkpoint, format, model.dtype, outputs, weights, settings, format_settings)
 
 
 def _digest(weight: torch.Tensor) -> str:

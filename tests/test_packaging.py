@@ -25,6 +25,7 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = SETTINGS["tool"]["setuptools"]["packages"]
 NOT_TOP_LEVEL = {
     **{name: f"src/{name}" for name in ("jvlm", "jvlm_cli", "jvlm_vllm")},
+    "jvlm.runtimes": "src/jvlm/runtimes",
     "jvlm.shipped_model": "examples/digits/model",
 }
 FOLDERS = [name.removeprefix("jvlm.") for name in PACKAGES if name not in NOT_TOP_LEVEL]
@@ -38,7 +39,7 @@ def test_every_package_is_listed_once():
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
     assert len(PACKAGES) == len(set(PACKAGES))
     assert "jvlm" in PACKAGES
-    assert links | folders <= {*FOLDERS, "shipped_model"}
+    assert links | folders <= {*FOLDERS, "runtimes", "shipped_model"}
     # Every folder of the repository whose modules belong to `jvlm` imports them relatively.
     relative = re.compile(r"^from \.\.\w+", re.MULTILINE)
     of_jvlm = {path.parent.name for path in ROOT.glob("*/*.py") if relative.search(path.read_text())}

@@ -16,6 +16,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -50,8 +51,10 @@ class Answerer:
         self.image_token_id = _read(folder / "config.json")["image_token_id"]
         self.settings = _read(folder / "processor_config.json")["image_processor"]
         self.prompt = _read(folder / "answer.json")
-        geometry = self.prompt["geometry"].items()
-        self.geometry = TileGeometry(**{name: tuple(v) if isinstance(v, list) else v for name, v in geometry})
+        geometry: dict[str, Any] = self.prompt["geometry"]
+        for name in ("overlap_margins", "pooled_grid"):
+            geometry[name] = tuple(geometry[name])
+        self.geometry = TileGeometry(**geometry)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         generation = _read(folder / "generation_config.json")
         stops = generation["eos_token_id"]
@@ -90,7 +93,8 @@ class Answerer:
         if settings["do_resize"]:
             limits = settings["min_pixels"], settings["max_pixels"]
             pixels = _resize(pixels, smart_resize(height, width, settings["patch_size"], *limits)).round()
-        grid = geometry.select_grid(*pixels.shape[1:], settings["max_crops"])
+        height, width = pixels.shape[1:]
+        grid = geometry.select_grid(height, width, settings["max_crops"])
         if settings["do_resize"]:
             pixels = pixels / factor
         mean, std = (np.array(settings[name], np.float32) for name in ("image_mean", "image_std"))

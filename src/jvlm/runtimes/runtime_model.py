@@ -42,16 +42,18 @@ class JinaVLMRuntimeModel(JinaVLMForConditionalGeneration):
         with torch.device("meta"):
             super().__init__(config)
         self.manifest = manifest
-        tower, language_model = self.model.vision_tower, self.model.language_model
-        self.model.vision_tower = _VisionTower(tower.config, sessions["vision"], config.vision_feature_layer)
-        self.model.connector = _Graph(sessions["connector"])
-        self.model.language_model = _LanguageModel(
+        model: Any = self.model
+        language_model = model.language_model
+        dtype = getattr(torch, manifest.dtype)
+        model.vision_tower = _VisionTower(config, sessions["vision"], dtype)
+        model.connector = _Graph(sessions["connector"])
+        model.language_model = _LanguageModel(
             language_model.config, sessions["decoder"], cache_argument(type(language_model))
         )
-        self.model.embed_tokens = _Graph(sessions["embedding"])  # where `get_input_embeddings` looks first
-        self.lm_head = _Graph(sessions["head"])
+        model.embed_tokens = _Graph(sessions["embedding"])  # where `get_input_embeddings` looks first
+        self.lm_head = _Graph(sessions["head"])  # type: ignore[assignment]
         # Transformers reads device and dtype of a model from its first parameter.
-        self.placeholder = nn.Parameter(torch.empty(0, dtype=getattr(torch, manifest.dtype)), requires_grad=False)
+        self.placeholder = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
         self.eval()
 
     @classmethod
@@ -115,12 +117,14 @@ class _Graph(nn.Module):
 class _VisionTower(nn.Module):
     """Looks like the vision tower; its graph returns the concatenated hidden states of the blocks in use."""
 
-    def __init__(self, config: Any, session: Session, blocks: list[int]):
+    def __init__(self, config: JinaVLMConfig, session: Session, dtype: torch.dtype):
         super().__init__()
-        self.config, self.session, self.blocks = config, session, blocks
+        self.config, self.session, self.dtype = config.vision_config, session, dtype
+        self.states = [block + _FIRST_BLOCK for block in config.vision_feature_layer or ()]
         self.kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> SimpleNamespace:
+        pixel_values = pixel_values.to(self.dtype)
         keys = [sha256(tile.contiguous().view(torch.uint8).numpy().data).digest() for tile in pixel_values]
         new = {key: index for index, key in enumerate(keys) if key not in self.kept}
         if new:
@@ -131,8 +135,7 @@ class _VisionTower(nn.Module):
         features = torch.stack([self.kept[key] for key in keys])  # [tiles, patches, feature_size]
         while len(self.kept) > _KEPT_TILES:
             self.kept.popitem(last=False)
-        blocks = [block + _FIRST_BLOCK for block in self.blocks]
-        states = dict(zip(blocks, features.chunk(len(blocks), dim=-1), strict=True))
+        states = dict(zip(self.states, features.chunk(len(self.states), dim=-1), strict=True))
         return SimpleNamespace(hidden_states=states, attentions=None)
 
 
@@ -173,9 +176,11 @@ class _LanguageModel(nn.Module):
         if num_past:
             past = read_cache(cache)
         else:
-            past = 2 * text.num_hidden_layers * [
-                inputs_embeds.new_empty(num_rows, text.num_key_value_heads, 0, text.head_dim)
-            ]
+            past = (
+                2
+                * text.num_hidden_layers
+                * [inputs_embeds.new_empty(num_rows, text.num_key_value_heads, 0, text.head_dim)]
+            )
         position_ids = position_ids.expand(num_rows, num_new).contiguous()
         hidden_states, *present = self.session(inputs_embeds, attention_mask.long(), position_ids, *past)
         fill_cache(cache, present)

@@ -57,8 +57,8 @@ def open_session(runtime: str, graph: Path, num_threads: int | None = None) -> S
     except Exception as error:  # of many classes, in the runtimes
         version = getattr(package, "__version__", "")
         raise ValueError(
-            f"{graph} cannot be loaded by {package.__name__} {version}: {str(error).splitlines()[0]} Use a version that "
-            f"is at least the one in runtime.json, or export the checkpoint again."
+            f"{graph} cannot be loaded by {package.__name__} {version}: {str(error).splitlines()[0]} Use a version "
+            "that is at least the one in runtime.json, or export the checkpoint again."
         ) from error
 
 
