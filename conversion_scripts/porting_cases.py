@@ -154,9 +154,9 @@ def write_images(folder: Path) -> None:
     blocks(280, 3300, 20).save(folder / "wide.png")
     blocks(3300, 280, 20).save(folder / "tall.png")
     # Blocks of 8×8 pixels with a multiple of 8 in the cosine transform survive the quality of 100 exactly.
-    grey = PIL.Image.fromarray(rng.integers(0, 256, (35, 48), dtype=np.uint8))
+    grey = PIL.Image.fromarray(rng.integers(0, 256, (35, 49), dtype=np.uint8))
     exif = PIL.Image.Exif()
     exif[PIL.ExifTags.Base.Orientation] = 6
-    grey.resize((384, 280), PIL.Image.Resampling.NEAREST).save(folder / "exif.jpg", quality=100, exif=exif)
-    palette = colours(18, 24).resize((240, 180), PIL.Image.Resampling.NEAREST).quantize(16)
+    grey.resize((392, 280), PIL.Image.Resampling.NEAREST).save(folder / "exif.jpg", quality=100, exif=exif)
+    palette = colours(26, 34).resize((238, 182), PIL.Image.Resampling.NEAREST).quantize(16)
     palette.save(folder / "palette.png", transparency=bytes([0, 0, 0, 0, 128, 128, 64, 200] + [255] * 8))

@@ -43,7 +43,7 @@ from .reference_port import ReferencePort
 
 MAX_NEW_TOKENS = 8
 # Largest difference, relative to the root mean square of a stage. docs/porting.md says how they were chosen.
-TOLERANCES = {"pixels": 1e-4, "features": 2e-4, "connector": 2e-4, "embeddings": 2e-4, "logits": 5e-4}
+TOLERANCES = {"pixels": 1e-4, "features": 2e-4, "connector": 1e-3, "embeddings": 1e-3, "logits": 1e-3}
 # Of a near tie, the larger logit is up to rounding. Greedy tokens are stored up to the first.
 NEAR_TIE = 0.01
 # Rows of the vocabulary before the image tokens, and the size of the small models.

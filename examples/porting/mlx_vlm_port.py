@@ -6,11 +6,12 @@ The protocol of `check_port` on top of mlx-vlm's port of the model, `mlx_vlm.mod
     python -m jvlm.conversion_scripts.porting_kit --output porting_kit
     python -m jvlm.conversion_scripts.check_port porting_kit -- mlx/bin/python examples/porting/mlx_vlm_port.py
 
-It uses nothing of jvlm. All values come from mlx-vlm's own functions, with three exceptions:
+It uses nothing of jvlm. All values come from mlx-vlm's own functions, with four exceptions:
 
 - The port reads weights under other names than the published ones. They are renamed here.
 - It has the ids of the image tokens as constants. Those of the checkpoint replace them, unless `--own-token-ids` is
   given.
+- With `--repaired` the faults that docs/porting.md lists are repaired here, to see whether others are left.
 - Where the runner gives the expected values of a stage, the places of cells in the sequence are computed here.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import PIL.Image
 from mlx_vlm.generate.ar import generate_step
 from mlx_vlm.models import jina_vlm
 from mlx_vlm.models.base import InputEmbeddingsFeatures
@@ -72,6 +74,9 @@ class Port:
         self.model.load_weights(rename(mx.load(str(folder / "model.safetensors"))))
         self.processor = load_processor(folder)
         self.image_processor = self.processor._image_proc
+        self.is_repaired = "--repaired" in sys.argv
+        if self.is_repaired:
+            self.image_processor.process_image = self.process_image
         if not own_token_ids:
             for name, token in TOKENS.items():
                 setattr(self.image_processor, name, self.processor.tokenizer.convert_tokens_to_ids(token))
@@ -80,18 +85,16 @@ class Port:
         """Adds the stages to `values`, so that those before an error are known."""
         given = {stage: decode(value) for stage, value in request["given"].items()}
         values["prompt"] = given.get("prompt")
-        if values["prompt"] is None:
+        if values["prompt"] is None and self.is_repaired:
+            values["prompt"] = self.processor.apply_chat_template(
+                request["messages"], add_generation_prompt=True, tokenize=False
+            )
+        elif values["prompt"] is None:
             num_images = len(request["images"])
             values["prompt"] = apply_chat_template(
                 self.processor, self.config, request["messages"], num_images=num_images
             )
-        inputs = prepare_inputs(
-            self.processor,
-            images=request["images"] or None,
-            prompts=values["prompt"],
-            image_token_index=self.model.config.image_token_index,
-            add_special_tokens=should_add_special_tokens(self.model.config.model_type, self.processor),
-        )
+        inputs = self.prepare(values["prompt"], request["images"])
         own_ids = np.array(inputs["input_ids"])[0]
         values["input_ids"] = given.get("input_ids", own_ids)
         images = {}
@@ -99,6 +102,44 @@ class Port:
             images = self.encode_images(inputs, own_ids, given, values)
         if {"embeddings", "logits", "tokens"} & {*request["stages"]}:
             self.answer(given, values, images, request["max_new_tokens"])
+
+    def prepare(self, prompt: str, images: list[str]) -> dict:
+        """The inputs of the model."""
+        arguments = {
+            "image_token_index": self.model.config.image_token_index,
+            "add_special_tokens": should_add_special_tokens(self.model.config.model_type, self.processor),
+        }
+        if not self.is_repaired:
+            return prepare_inputs(self.processor, images=images or None, prompts=prompt, **arguments)
+        # One image at a time, because the port stacks images, and only those of the same grid fit.
+        texts = prompt.split("<|image|>")
+        bos = self.processor.tokenizer.pad_token_id
+        parts: dict[str, list] = {"input_ids": [np.array([[bos]])]}
+        for text, image in zip(texts, images, strict=False):
+            inputs = prepare_inputs(self.processor, images=[image], prompts=f"{text}<|image|>", **arguments)
+            length = sum(ids.shape[1] for ids in parts["input_ids"])
+            masks = np.array(inputs["image_masks"])
+            masks[:, -1] = 0.5  # `pad_embed` row 1 belongs to the last tile
+            found = {"pixel_values": inputs["pixel_values"], "image_masks": masks, "input_ids": inputs["input_ids"]}
+            found["image_input_idx"] = np.array(inputs["image_input_idx"]) + length
+            for name, value in found.items():
+                parts.setdefault(name, []).append(np.array(value))
+        parts["input_ids"].append(
+            np.array(prepare_inputs(self.processor, prompts=texts[-1], **arguments)["input_ids"])
+        )
+        return {name: mx.array(np.concatenate(value, axis=1)) for name, value in parts.items()}
+
+    def process_image(self, image: PIL.Image.Image) -> dict:
+        """mlx-vlm's `process_image`, with the first resize rounded to 8 bits and the others not."""
+        processor = self.image_processor
+        array = np.array(image.convert("RGB"), np.float32)
+        limits = {"min_pixels": processor.min_pixels, "max_pixels": processor.max_pixels}
+        size = jina_vlm.image_processor.smart_resize(*array.shape[:2], factor=processor.patch_size, **limits)
+        array = np.round(resize(array, size)) / np.float32(255)
+        processor.resize_image = lambda array, size: (resize(array, size), np.ones(size, bool))
+        patches, tokens, order, masks = processor.crop_image(array)
+        places = processor.build_image_input_idx(tokens, order)
+        return {"pixel_values": patches, "image_tokens": tokens, "image_input_idx": places, "image_masks": masks}
 
     def encode_images(self, inputs: dict, own_ids: np.ndarray, given: dict, values: dict) -> dict:
         """Adds the stages of images; returns the arguments with which mlx-vlm merges them into the prompt."""
@@ -145,9 +186,13 @@ class Port:
     def to_positions(self, places: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
         """From places in the sequence `[images, tiles, cells]` to indices among the cells of an image."""
         cells = np.flatnonzero(input_ids == self.image_processor.patch_token_id)
-        index = np.where(places >= 0, np.searchsorted(cells, places), len(cells))
-        first = index.min(axis=(1, 2), keepdims=True)
-        return np.where(places >= 0, index - first, -1).reshape(-1, places.shape[-1])
+        places = places.reshape(-1, places.shape[-1])
+        index = np.where(places >= 0, np.searchsorted(cells, places), -1)
+        # Two grids of cells per image, each after an <im_start>; a thumbnail has the first cell of the first one.
+        starts = np.flatnonzero(input_ids == self.image_processor.start_token_id)[::2]
+        first_cells = np.searchsorted(cells, starts)
+        first = first_cells[np.searchsorted(first_cells, index.max(axis=1), side="right") - 1]
+        return np.where(index >= 0, index - first[:, None], -1)
 
     def to_places(self, positions: np.ndarray, input_ids: np.ndarray) -> np.ndarray:
         """The reverse of `to_positions`."""
@@ -173,6 +218,19 @@ def rename(weights: dict[str, mx.array]) -> list[tuple[str, mx.array]]:
         else:
             renamed[block + "qkv.bias"] = mx.concatenate(parts)
     return list(renamed.items())
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear, without an antialiasing filter; corners are not aligned. `[height, width, 3]` in float32."""
+    for axis, length in enumerate(size):
+        if length != image.shape[axis]:
+            scale = np.float32(image.shape[axis]) / np.float32(length)
+            source = np.maximum(scale * (np.arange(length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+            low = np.minimum(source.astype(int), image.shape[axis] - 1)
+            weight = (source - low)[(...,) + (None,) * (2 - axis)]
+            high = np.minimum(low + 1, image.shape[axis] - 1)
+            image = image.take(low, axis) * (1 - weight) + image.take(high, axis) * weight
+    return image.astype(np.float32)
 
 
 def to_tiles(patches: np.ndarray) -> np.ndarray:
