@@ -3,7 +3,7 @@
 What fewer image tokens cost the digit model: its exact answers by the share of tokens that are dropped, as shipped and
 after a short fine-tuning without the dropped tokens.
 
-    python -m benchmarks.dropped_tokens [--output_dir OUT] [--steps 400] [--num_pages 360]
+    python -m benchmarks.dropped_tokens [--output_dir OUT] [--steps 150] [--num_pages 360]
 
 Tokens are dropped in two ways: cells of one colour with a growing `uniform_tolerance`, and smaller grids of tiles by
 `max_image_tokens`. The fine-tuned model is trained with `drop_uniform_cells` and the tolerance of the image processor.
@@ -41,7 +41,7 @@ def tune(folder: Path, steps: int) -> Path:
             per_device_train_batch_size=BATCH_SIZE,
             max_steps=steps,
             learning_rate=3e-4,
-            vision_tower_learning_rate=1e-4,
+            freeze=["vision_tower"],
             warmup_steps=0.05,
             weight_decay=0.05,
             lr_scheduler_kwargs={"min_lr_rate": 0.01},
@@ -140,7 +140,7 @@ def plot(results: dict[str, dict[str, list[dict]]], path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("build/dropped_tokens"), help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=400, help="steps of the fine-tuning, default: %(default)s")
+    parser.add_argument("--steps", type=int, default=150, help="steps of the fine-tuning, default: %(default)s")
     parser.add_argument("--num_pages", type=int, default=360, help="held-out pages, default: %(default)s")
     args = parser.parse_args(argv)
     results = run(args.output_dir, args.steps, args.num_pages)

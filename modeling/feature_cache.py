@@ -26,10 +26,10 @@ class ImageFeatureCache:
     model.model.image_cache = ImageFeatureCache(max_bytes=2**30)
     ```
 
-    `model(...)`, `generate`, pipelines and servers then use it wherever gradients are off. Images are found by their
-    pixels and by what their features depend on: the weights of tower and connector, their adapters, the attention
-    implementation and autocast. The features that were used longest ago are dropped first. Threads and models may
-    share a cache. The features stay on their device.
+    `model(...)`, `generate`, pipelines and servers then use it wherever gradients are off and the weights are not
+    divided among processes (FSDP, ZeRO-3). Images are found by their pixels and by what their features depend on: the
+    weights of tower and connector, their adapters, the attention implementation and autocast. The features that were
+    used longest ago are dropped first. Threads and models may share a cache. The features stay on their device.
 
     Args:
         max_bytes (`int`): limit of the features' size. An image of 12 tiles takes 19 MB in the `"independent"` layout
@@ -117,10 +117,15 @@ class ImageFeatureCache:
         return [digest(image, text=state) for image in plan.split(torch.cat(sources, dim=1))]
 
 
+def _modules(model: Any) -> Iterator[nn.Module]:
+    yield from model.vision_tower.modules()
+    yield from model.connector.modules()
+
+
 def _weights(model: Any) -> Iterator[torch.Tensor]:
-    for module in (model.vision_tower, model.connector):
-        yield from module.parameters()
-        yield from module.buffers()
+    for module in _modules(model):
+        yield from module.parameters(recurse=False)
+        yield from module.buffers(recurse=False)
 
 
 def _settings(model: Any, device_type: str) -> Iterator[object]:
@@ -131,7 +136,7 @@ def _settings(model: Any, device_type: str) -> Iterator[object]:
         yield weight.dtype
         # In-place operations count versions, except on `.data`, where adapters are merged.
         yield None if weight.is_inference() else weight._version
-    for module in model.modules():  # the adapters of PEFT that are in use
+    for module in _modules(model):  # the adapters of PEFT that are in use
         if hasattr(module, "active_adapters"):
             yield [getattr(module, name, None) for name in ("active_adapters", "disable_adapters", "scaling")]
 

@@ -378,8 +378,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         has_states = any(
             kwargs.get(name) or getattr(settings, name) for name in ("output_hidden_states", "output_attentions")
         )
+        # FSDP and ZeRO-3 divide the weights: all processes must run the modules equally often, whatever their images.
+        weight = next(self.vision_tower.parameters(), None)
+        is_divided = hasattr(weight, "device_mesh") or hasattr(weight, "ds_id")
         # With gradients, everything stays in memory anyway.
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or has_states or not plan.is_on_host:
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or has_states or is_divided or not plan.is_on_host:
             return encode(plan)
         if self.image_cache is None or are_features or keep_features or not plan.num_tokens:
             return self._encode_groups(encode, plan)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import many_images, report, stages
+from benchmarks import efficiency, many_images, report, stages
 from benchmarks.measure import measure
 from benchmarks.models import OTHERS, Bench, build_config
 from benchmarks.stages import STAGES, merge_images
@@ -96,6 +96,31 @@ def test_stages_write_results_and_table(tmp_path, monkeypatch):
     assert len(again) == len(QUICK) + 1
     again = program.run("tiny", "bfloat16", "cpu", ["connector"], tmp_path, max_seconds=0)
     assert len(again) == len(QUICK) + 1
+
+
+def test_flops_are_those_counted_by_hand():
+    config = build_config("tiny")
+    config.pooled_grid = [4, 4]
+    costs = efficiency.efficiency(config)
+    text, vision, patches, tiles = config.text_config, config.vision_config, 64, 13
+    for cost, cells in zip(costs.values(), (tiles * patches, tiles * 16), strict=True):
+        assert cost.tokens == cells
+        width, kv_width = (heads * text.head_dim for heads in (text.num_attention_heads, text.num_key_value_heads))
+        weights = text.hidden_size * (2 * width + 2 * kv_width + 3 * text.intermediate_size)
+        attention = 4 * cells**2 * width * text.num_hidden_layers
+        assert cost.attention == attention
+        assert cost.prefill - attention == 2 * (
+            weights * text.num_hidden_layers * cells + text.hidden_size * text.vocab_size
+        )
+        assert cost.cache == 2 * cells * kv_width * text.num_hidden_layers * 2
+        blocks = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+        tower = 3 * (2 * blocks * patches + 4 * patches**2 * vision.hidden_size)  # blocks 0, 1 and 2
+        tower += 2 * 3 * vision.patch_size**2 * vision.hidden_size * patches
+        inner = config.connector_num_attention_heads * config.connector_head_dim
+        window = patches * tiles // cells * 2 if cells < tiles * patches else 2  # keys and values of each patch
+        pooling = 2 * inner * (config.feature_size * (1 + window) + inner) + 2 * window * inner
+        projector = 2 * config.connector_intermediate_size * (2 * inner + text.hidden_size)
+        assert cost.vision == tiles * tower + cells * (pooling + projector)
 
 
 def test_the_memory_of_many_images(bench, capsys):

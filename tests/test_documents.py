@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import parameters
+from benchmarks import efficiency, parameters
 
 
 ROOT = Path(__file__).parent.parent
@@ -118,3 +118,8 @@ def test_parameters_are_those_of_the_default_configuration():
 def test_the_memory_table_is_what_the_command_prints(capsys):
     parameters.main(["--memory"])
     assert capsys.readouterr().out in read("docs/faq.md")
+
+
+def test_the_efficiency_table_is_what_the_command_prints(capsys):
+    efficiency.main([])
+    assert capsys.readouterr().out in read("docs/benchmarks.md")

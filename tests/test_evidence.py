@@ -14,7 +14,14 @@ from transformers.models.qwen3 import modeling_qwen3
 from examples.digits import evidence as digits
 from examples.digits.evaluate import MODEL
 from examples.digits.pages import held_out_pages
-from jvlm import EvidenceMeasurement, JinaVLMForConditionalGeneration, draw_evidence, find_evidence, measure_evidence
+from jvlm import (
+    EvidenceMeasurement,
+    ImageFeatureCache,
+    JinaVLMForConditionalGeneration,
+    draw_evidence,
+    find_evidence,
+    measure_evidence,
+)
 from jvlm.modeling import modeling_jvlm
 from jvlm.processing import drawing
 
@@ -108,6 +115,20 @@ def test_padding_has_no_place(build, attend, layout):
     for patch, share in enumerate([1, 0, 1, 0]):
         attend(last_of_first_row, patch)
         assert find_evidence(model, processor, image, QUESTION, ANSWER, layer=0).sum() == pytest.approx(share)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_known_images_and_dropped_cells(build, make_image, layout):
+    model, processor = build(layout)
+    page = PIL.Image.new("RGB", (170, 130), "white")
+    page.paste(make_image(30, 30), (50, 60))
+    expected = find_evidence(model, processor, page, QUESTION, ANSWER, layer=0)
+    model.model.tiles_per_group, model.model.image_cache = 2, ImageFeatureCache(2**20)
+    assert np.array_equal(find_evidence(model, processor, page, QUESTION, ANSWER, layer=0), expected)
+    settings = {"drop_uniform_cells": True, "max_image_tokens": 60}
+    found = find_evidence(model, processor, page, QUESTION, ANSWER, layer=0, **settings)
+    assert found.shape == (130, 170)
+    assert 0 < found.sum() < expected.sum()
 
 
 @pytest.mark.parametrize("layer", [0, 1])

@@ -12,7 +12,7 @@ from packaging.version import Version
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen3Model, SiglipVisionModel, StaticCache
 
-from jvlm import JinaVLMModel, plan_images
+from jvlm import ImageFeatureCache, JinaVLMModel, plan_images
 from jvlm.modeling.image_plan import trace_plan
 
 
@@ -168,6 +168,21 @@ def test_groups_of_tiles(build_model, build_inputs, layout):
     model.model.tiles_per_group = 0
     with pytest.raises(ValueError, match="`tiles_per_group` must be at least 1, got 0"):
         model(**inputs)
+
+
+@torch.no_grad
+def test_divided_weights_are_one_group(build_model, build_inputs):
+    """Processes that share weights, here by a mark of ZeRO-3, run the tower once each, whatever their images."""
+    model, inputs = build_model(), build_inputs()
+    model.model.tiles_per_group, model.model.image_cache = 2, ImageFeatureCache(2**20)
+    calls = []
+    model.model.vision_tower.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    next(model.model.vision_tower.parameters()).ds_id = 0
+    model(**inputs)
+    model(**inputs)
+    assert len(calls) == 2
+    assert min(calls) > 2
+    assert len(model.model.image_cache) == 0
 
 
 def test_gradients_of_equal_tiles(build_model, build_processor, make_image):

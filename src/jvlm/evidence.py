@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 from transformers.utils import cached_file, logging
 
+from .modeling.image_plan import plan_images
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from .processing.drawing import strongest_place
 from .processing.processing_jvlm import JinaVLMProcessor
@@ -207,7 +208,7 @@ def _find_evidence(
     by_token, by_patch = _attention(model, inputs, before, layers)  # [layers, tokens], [tokens, patches of a window]
 
     geometry = processor.image_processor.geometry(images_kwargs)
-    grid = processor.image_processor.get_image_grid(image.height, image.width, images_kwargs)
+    [grid] = processor.image_processor(image, **images_kwargs)["image_grids"].tolist()  # it may depend on pixels
     side, size, (rows, cols) = geometry.patches_per_side, geometry.pooling_size, geometry.pooled_grid
     positions = inputs["image_token_positions"].cpu().numpy()
     tile, cell = (positions >= 0).nonzero()
@@ -219,7 +220,7 @@ def _find_evidence(
     # Windows may reach beyond the tile, or leave out the last patches. What falls on the padding has no place.
     missing = [(0, max(0, side - count * size)) for count in (rows, cols)]
     patches = np.pad(patches[..., :side, :side], [(0, 0), (0, 0), *missing])
-    return geometry.patches_to_pixels(patches, grid, image.height, image.width)
+    return geometry.patches_to_pixels(patches, tuple(grid), image.height, image.width)
 
 
 @torch.no_grad()
@@ -246,8 +247,10 @@ def _attention(model, inputs, rows: torch.Tensor, layers: list[int]) -> tuple[np
     implementations = {name: getattr(config, name)._attn_implementation for name in config.sub_configs}
     implementations[""] = config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that returns weights
+    # A plan of unknown positions: the connector pools all cells in one call and takes none from a cache.
+    plan = replace(plan_images(inputs["image_token_positions"]), positions_shape=None)
     try:
-        model.model(**inputs.to(model.device, model.dtype), use_cache=False)
+        model.model(**inputs.to(model.device, model.dtype), image_plan=plan, use_cache=False)
     finally:
         model.set_attn_implementation(implementations)
         for hook in hooks:
