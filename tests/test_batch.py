@@ -175,7 +175,7 @@ def test_shards_add_up(pages, single_answers, tmp_path):
 def test_a_killed_run_goes_on(pages, single_answers, tmp_path):
     rows = [
         {"image": str(pages / name), "question": READ, "id": f"{name} {turn}"}
-        for turn in range(8)
+        for turn in range(5)
         for name in single_answers
     ]
     output, argv = tmp_path / "answers.jsonl", [str(write_rows(tmp_path / "rows.jsonl", rows))]
@@ -288,6 +288,8 @@ def test_a_changed_input_is_refused(pages, tmp_path, capsys):
     ],
 )
 def test_what_cannot_run_is_status_2(pages, argv, message, tmp_path, monkeypatch, capsys):
+    if argv[0].endswith(".parquet"):
+        pytest.importorskip("datasets")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "vllm", None)
     (tmp_path / "empty").mkdir()
@@ -303,6 +305,17 @@ def test_what_cannot_run_is_status_2(pages, argv, message, tmp_path, monkeypatch
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "rows.jsonl"]
     assert rows.read_bytes() == before
+
+
+def test_control_c_says_how_to_go_on(monkeypatch, capsys):
+    monkeypatch.setattr(command, "batch", lambda **arguments: next(interrupted()))
+    assert command.main(["rows.jsonl", "answers.jsonl"]) == 130
+    assert "jvlm batch: interrupted. The same command goes on from here." in capsys.readouterr().err
+
+
+def interrupted():
+    raise KeyboardInterrupt
+    yield
 
 
 def test_batches_have_similar_lengths(pages, answerer):

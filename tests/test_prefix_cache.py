@@ -78,7 +78,7 @@ def test_the_text_of_an_answer(tmp_path):
         AutoModelForImageTextToText.from_pretrained(DIGITS, dtype="float32"),
         AutoProcessor.from_pretrained(DIGITS),
     )
-    pages = PrefixCache(model, processor, [str(DIGITS / "samples" / "page-2x2.png")])
+    pages = PrefixCache(model, processor, str(DIGITS / "samples" / "page-2x2.png"))
     pages.save_pretrained(tmp_path / "pages")
     loaded = PrefixCache.from_pretrained(tmp_path / "pages", model, processor)
     for each in (pages, loaded):

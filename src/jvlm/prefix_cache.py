@@ -35,7 +35,7 @@ class PrefixCache:
     Args:
         model ([`JinaVLMForConditionalGeneration`]): the model.
         processor ([`JinaVLMProcessor`]): its processor.
-        images (`list`): images of one message, as the processor takes them.
+        images (an image or a `list` of images): the images of one message, as the processor takes them.
         system (`str`, *optional*): a system message before them.
         **images_kwargs: arguments of the image processor, such as `max_crops`.
 
@@ -65,11 +65,12 @@ class PrefixCache:
         self,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        images: Sequence,
+        images: Any,
         system: str | None = None,
         **images_kwargs: Any,
     ):
-        if len(images) == 0:
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        if not images:
             raise ValueError("`images` is empty; a prefix cache is for questions about images.")
         self.model, self.processor = model, processor
         self.num_images, self.system = len(images), system
