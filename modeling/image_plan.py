@@ -95,7 +95,8 @@ def check_tiles(config: JinaVLMConfig, pixel_values: torch.Tensor, positions_sha
     if positions_shape is None:
         raise ValueError("`pixel_values` needs `image_token_positions`; pass both as the processor returned them.")
     rows, cols = config.pooled_shape
-    if tuple(positions_shape) != (len(pixel_values), rows * cols):
+    # Not `len`, which `torch.export` takes for a constant.
+    if tuple(positions_shape) != (pixel_values.shape[0], rows * cols):
         raise ValueError(
             f"`image_token_positions` has the shape {tuple(positions_shape)}, but there are {len(pixel_values)} tiles "
             f"in `pixel_values`, and `config.pooled_grid` is {rows} × {cols} = {rows * cols} pooled cells (layout "
@@ -221,7 +222,7 @@ def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tens
     positions = check_positions(image_token_positions)
     is_kept, is_thumbnail = positions >= 0, positions[:, :1] == 0
     num_kept = is_kept.sum(dim=1, keepdim=True)  # [tiles, 1]
-    first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0).values
+    first_token = torch.where(is_thumbnail, num_kept.cumsum(0) - num_kept, 0).cummax(0)[0]
     token = torch.where(is_kept, first_token + positions, positions.numel()).flatten()
     order = token.argsort(stable=True)
     index = torch.arange(positions.numel(), device=positions.device)

@@ -23,6 +23,7 @@ from jvlm.conversion_scripts.export_runtime import export_runtime
 from jvlm.conversion_scripts.verify import verify
 from jvlm.runtimes import JinaVLMRuntimeModel, read_manifest
 from jvlm.runtimes.manifest import digest
+from jvlm_cli.main import main
 
 
 ROOT = Path(__file__).parent.parent
@@ -89,6 +90,20 @@ def test_runtimes_answer_as_pytorch(build_model, build_processor, tmp_path, layo
     black = PIL.Image.new("RGB", (90, 60))
     conversations = [[user(make_image(90, 200), "Who?")], [user(make_image(40, 40), black, "Which?")], [user("Well?")]]
     assert_same_answers(exported, model, processor, conversations)
+
+
+def test_command_asks_an_export(digits_onnx, digits, tmp_path, capsys):
+    image = held_out_pages(12)[-1].image
+    image.save(tmp_path / "page.png")
+    command = ["ask", str(tmp_path / "page.png"), QUESTIONS[0], "--model"]
+    answers = []
+    for model in (digits_onnx, MODEL):
+        assert main([*command, str(model)]) is None
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != ""
+    with pytest.raises(SystemExit):
+        main([*command, str(digits_onnx), "--dtype", "bfloat16"])
+    assert "was exported for the CPU in float32; leave out --device and --dtype." in capsys.readouterr().err
 
 
 def test_second_question_reuses_the_features(digits_onnx, digits, monkeypatch):

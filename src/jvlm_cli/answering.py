@@ -73,20 +73,17 @@ class Answerer:
         max_crops: int | None = None,
         max_new_tokens: int = 512,
     ):
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
         import jvlm  # noqa: F401 - registers the classes
+        from jvlm.runtimes import is_runtime_folder
 
-        device = choose_device(device)
-        dtype = choose_dtype(dtype, device)
         self.id = str(model or shipped_model())
         self.name = str(model or "the shipped model, which reads handwritten digits only")
         self.processor = AutoProcessor.from_pretrained(self.id)
-        model = AutoModelForImageTextToText.from_pretrained(self.id, dtype=dtype)
-        try:
-            self.model = model.to(device)
-        except (AssertionError, RuntimeError) as error:  # PyTorch has no error of its own for this
-            raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        self.model = (
+            _load_export(self.id, dtype, device) if is_runtime_folder(self.id) else _load(self.id, dtype, device)
+        )
         self.images_kwargs: dict[str, Any] = {} if max_crops is None else {"max_crops": max_crops}
         self.max_new_tokens = max_new_tokens
 
@@ -146,6 +143,30 @@ class Answerer:
             finally:
                 is_closed.set()
             answer.result()
+
+
+def _load(model_id: str, dtype: str | None, device: str | None) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    device = choose_device(device)
+    model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=choose_dtype(dtype, device))
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch has no error of its own for this
+        raise ValueError(f"the device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _load_export(folder: str, dtype: str | None, device: str | None) -> Any:
+    from jvlm.runtimes import JinaVLMRuntimeModel
+
+    try:
+        model = JinaVLMRuntimeModel.from_pretrained(folder)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    own = str(model.dtype).removeprefix("torch.")
+    if device not in (None, "cpu") or dtype not in (None, own):
+        raise ValueError(f"{folder} was exported for the CPU in {own}; leave out --device and --dtype.")
+    return model
 
 
 def user_message(images: Iterable, question: str) -> dict:
