@@ -77,13 +77,13 @@ def stitched_twin(folder: Path) -> Path:
     return folder
 
 
-def answers(model, processor, rows: list) -> list[list[int]]:
+def answers(model, processor, rows: list, batch: int = BATCH) -> list[list[int]]:
     """The greedy tokens of all questions."""
     processor.tokenizer.padding_side = "left"
     found = []
-    for start in logging.tqdm(range(0, len(rows), BATCH), desc="Questions", unit="batch"):
+    for start in logging.tqdm(range(0, len(rows), batch), desc="Questions", unit="batch"):
         inputs = processor.apply_chat_template(
-            [conversation(page.image, question) for page, question in rows[start : start + BATCH]],
+            [conversation(page.image, question) for page, question in rows[start : start + batch]],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -110,7 +110,8 @@ def compare(names: list[str], num_pages: int, workspace: Path, layouts: list[str
             if name != "PyTorch":
                 runtime, dtype, weights = VARIANTS[name]
                 exported = export_runtime(folder, runtime, workspace / f"{layout}-{name}", dtype, weights)
-                found = answers(JinaVLMRuntimeModel.from_pretrained(exported), processor, rows)
+                batch = 4 if runtime == "executorch" else BATCH  # what its programs have memory for
+                found = answers(JinaVLMRuntimeModel.from_pretrained(exported), processor, rows, batch)
             same = sum(one == other for one, other in zip(found, expected, strict=True))
             texts = [processor.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
             right = sum(text == page.answer(question) for text, (page, question) in zip(texts, rows, strict=True))
