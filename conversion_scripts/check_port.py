@@ -64,6 +64,7 @@ class StageResult:
             does not offer the stage) or "error" (the port could not compute the case).
         difference (`float`): largest absolute difference; of integers, how many differ.
         tolerance (`float`): largest difference that counts as equal.
+        size (`float`): root mean square of the expected values.
         note (`str`): shapes or values where they differ, or the error of the port.
         hint (`str`): the likely cause, if it is known.
         given (`tuple[str, ...]`): earlier stages of which the port was given the expected values, because its own
@@ -76,6 +77,7 @@ class StageResult:
     verdict: str
     difference: float = 0.0
     tolerance: float = 0.0
+    size: float = 0.0
     note: str = ""
     hint: str = ""
     given: tuple[str, ...] = ()
@@ -374,17 +376,15 @@ class _Case:
         if stage != "tokens":
             value = self.sample(stage, value)
         if expected.dtype.kind in "iu":
-            difference, tolerance = float((value != expected).sum()), 0.0
+            difference, tolerance, size = float((value != expected).sum()), 0.0, 0.0
         else:
             relative = self.index["tolerances"][stage] if self.relative is None else self.relative
             with np.errstate(invalid="ignore"):
                 each = np.nan_to_num(np.abs(value.astype(np.float64) - expected), nan=np.inf, posinf=np.inf)
-            difference, tolerance = (
-                float(each.max()),
-                relative * float(np.sqrt(np.square(expected, dtype=float).mean())),
-            )
+            size = float(np.sqrt(np.square(expected, dtype=float).mean()))
+            difference, tolerance = float(each.max()), relative * size
         if difference <= tolerance:
-            return self._result(stage, "equal", difference, tolerance)
+            return self._result(stage, "equal", difference, tolerance, size)
         place = np.argwhere(value != expected)[0] if tolerance == 0 else np.argwhere(each > tolerance)[0]
         share = difference if tolerance == 0 else (each > tolerance).sum()
         note = f"{share / expected.size:.1%} of the values, first at {place.tolist()}"
@@ -392,7 +392,7 @@ class _Case:
             starts, steps = (self.golden["stages"][stage][name] for name in ("start", "step"))
             note = f"{share / expected.size:.1%} of the values, first at {(place * steps + starts).tolist()}"
         note += f": {value[tuple(place)]:.6g} instead of {expected[tuple(place)]:.6g}"
-        return self._result(stage, "different", difference, tolerance, note)
+        return self._result(stage, "different", difference, tolerance, size, note)
 
     def _comparable_tokens(self, value: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Without end tokens, which ports may leave out, and without what follows a near tie."""
@@ -619,6 +619,13 @@ def format_results(results: Sequence[StageResult]) -> str:
     for result in results:
         if result.verdict in ("different", "error"):
             lines.append(_describe(result))
+    sizes = {stage: [each for each in results if each.stage == stage and each.size] for stage in STAGES}
+    largest = {
+        stage: max((each.difference / each.size for each in found if each.verdict == "equal"), default=None)
+        for stage, found in sizes.items()
+    }
+    if shown := [f"{stage} {value:.1e}" for stage, value in largest.items() if value is not None]:
+        lines.append(f"largest difference that counts as equal, relative to the values: {', '.join(shown)}")
     first = next((result for result in results if result.verdict in ("different", "error")), None)
     if first is not None:
         lines.append(f"different from here on: {first.checkpoint} {first.case} {first.stage}")

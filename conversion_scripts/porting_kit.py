@@ -43,7 +43,7 @@ from .reference_port import ReferencePort
 
 MAX_NEW_TOKENS = 8
 # Largest difference, relative to the root mean square of a stage. docs/porting.md says how they were chosen.
-TOLERANCES = {"pixels": 1e-4, "features": 2e-4, "connector": 1e-3, "embeddings": 1e-3, "logits": 1e-3}
+TOLERANCES = {"pixels": 1e-4, "features": 4e-4, "connector": 1e-3, "embeddings": 1e-3, "logits": 1e-3}
 # Of a near tie, the larger logit is up to rounding. Greedy tokens are stored up to the first.
 NEAR_TIE = 0.01
 # Rows of the vocabulary before the image tokens, and the size of the small models.
@@ -269,7 +269,9 @@ def _sampling(stage: str, shape: tuple[int, ...], is_complete: bool) -> tuple[li
     """First index and step along each axis of the values that are stored."""
     steps = [1] * len(shape)
     if stage == "pixels":
-        steps = [1, 1, 27, 27]  # has no common divisor with a patch: hits all places within patches
+        # 25 has no common divisor with the 14 pixels of a patch, so all places within patches are hit. Nor has it with
+        # 27: every 27th pixel of a thumbnail may lie exactly on a pixel of the image, where all filters agree.
+        steps = [1, 1, 25, 25]
     elif stage in ("features", "connector", "embeddings") and not is_complete:
         steps[-1] = -(-shape[-1] // (2 if stage == "features" else 8))
     return [step // 2 for step in steps], steps

@@ -212,6 +212,12 @@ def wrong_blocks(port, patch):
     patch.setattr(port.config, "vision_feature_layer", [6, 0])
 
 
+def exact_gelu(port, patch):
+    """For its approximation with tanh; the smallest fault."""
+    for layer in port.model.model.vision_tower.encoder.layers:
+        patch.setitem(layer.mlp._modules, "activation_fn", torch.nn.GELU())
+
+
 def last_tile_embedding_on_the_thumbnail(port, patch):
     forward = port.model.model.connector.forward
 
@@ -286,6 +292,7 @@ def swap(layer, patch):
         (foreign_image_tokens, "one_tile", "input_ids", "read them from the tokenizer"),
         (black_tile_not_zeroed, "black_tile", "features", "all-black tile must be 0"),
         (wrong_blocks, "black_tile", "features", "counted without the final norm"),
+        (exact_gelu, "photo", "features", ""),
         (last_tile_embedding_on_the_thumbnail, "photo", "connector", "last tile is added to the thumbnail"),
         (no_last_tile_embedding, "photo", "connector", "embedding of the last tile is missing"),
         (no_last_tile_embedding, "one_tile", "connector", "only the last tile of each image differs"),
@@ -300,7 +307,7 @@ def test_a_fault_is_found_in_its_stage(fault, case, stage, hint, port, first_dif
     fault(port, monkeypatch)
     found = first_difference(case)
     assert (found.stage, found.verdict) == (stage, "different")
-    assert found.difference > 20 * found.tolerance
+    assert found.difference > (2 if fault is exact_gelu else 20) * found.tolerance
     assert re.search(hint, found.hint)
 
 
