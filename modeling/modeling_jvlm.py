@@ -368,11 +368,12 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             part = tiles[plan.tile_indices.to(tiles.device)]
             outputs = BaseModelOutputWithPooling(part) if are_features else self.get_vision_features(part, **kwargs)
             features = outputs.last_hidden_state
-            outputs.pooler_output = self.connector(
+            pooled = self.connector(
                 features, plan.cell_indices.to(features.device), plan.is_last_tile.to(features.device)
             )
-            outputs.last_hidden_state = features if keep_features else None
-            return outputs
+            # A field of a `ModelOutput` that is set to None would stay in memory.
+            features = features if keep_features else None
+            return BaseModelOutputWithPooling(features, pooled, outputs.hidden_states, outputs.attentions)
 
         settings = self.config.vision_config
         has_states = any(

@@ -140,21 +140,24 @@ def test_the_tile_of_a_1x1_grid_is_encoded_once(build_model, build_processor, ma
 def test_groups_of_tiles(build_model, build_inputs, layout):
     """The tower takes a few tiles at a time, and the connector pools each group before the next one is encoded."""
     model, inputs = build_model(layout), build_inputs(layout)
-    calls, alive = [], []
+    calls, features_of_groups = [], []
 
-    def count(module, args, output):
+    def count(module, args):
         calls.append(len(args[0]))
-        alive.append(weakref.ref(output.hidden_states[-2]))
-        assert sum(reference() is not None for reference in alive) == 1
+        assert not any(reference() is not None for reference in features_of_groups)
 
     expected = model(**inputs)
     features = model.get_image_features(inputs["pixel_values"], inputs["image_token_positions"])
-    model.model.vision_tower.register_forward_hook(count)
+    model.model.vision_tower.register_forward_pre_hook(count)
     num_tiles = len(features.last_hidden_state)
     for size in (1, 3, num_tiles):
         model.model.tiles_per_group = size
         calls.clear()
+        hook = model.model.connector.register_forward_pre_hook(
+            lambda module, args: features_of_groups.append(weakref.ref(args[0]))
+        )
         outputs = model(**inputs)
+        hook.remove()
         assert calls == [size] * (num_tiles // size) + ([num_tiles % size] if num_tiles % size else [])
         torch.testing.assert_close(outputs.image_hidden_states, expected.image_hidden_states, rtol=0, atol=1e-5)
         # vLLM passes other tensors of the processor beside the tiles.
