@@ -59,7 +59,7 @@ def our_inputs(bench: Bench, image: PIL.Image.Image, name: str) -> dict:
     size = {"height": bench.geometry.tile_size, "width": bench.geometry.tile_size}
     image_processor = JinaVLMImageProcessor(size=size, overlap_margins=bench.margins, **OURS[name])
     tiles = image_processor(image, return_tensors="pt").to(bench.device, bench.dtype)
-    inputs = bench.prompt(dict(tiles))
+    inputs = bench.prompt({name: tiles[name] for name in ("pixel_values", "image_token_positions")})
     if name.endswith("every tile"):
         inputs["image_plan"] = plan_images(tiles["image_token_positions"])  # does not see the pixels
     return inputs
