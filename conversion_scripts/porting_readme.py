@@ -15,8 +15,8 @@ python check_port.py . -- my-port --its-arguments
 ```
 
 `check_port.py` starts your program, sends it requests, compares its answers and prints a table, the first stage that
-differs and the likely cause. Exit status: 0 equal, 1 different, 2 the port cannot be checked. `--case NAME` and
-`--checkpoint NAME` choose, `--tolerance 0.05` is for bfloat16.
+differs and the likely cause. Exit status: 0 equal, 1 different, 2 the port cannot be checked. `--case NAME`,
+`--checkpoint NAME` and `--stage NAME` choose, `--tolerance 0.05` is for bfloat16.
 
 ## Files
 
