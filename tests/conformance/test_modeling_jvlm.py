@@ -2,6 +2,7 @@
 """Transformers' common tests of models and configurations, on tiny models of both layouts."""
 
 import unittest
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import torch
@@ -109,6 +110,21 @@ class JinaVLMModelTest(common.ModelTesterMixin, GenerationTesterMixin, TrainingT
 
     def test_config(self):
         self.config_tester.run_common_tests()
+
+    # The source distribution lacks Transformers' own test of its exporters.
+    @unittest.skipIf(find_spec("transformers.exporters") is None, "Transformers has no exporters.")
+    def test_dynamo_exporter(self):
+        from transformers.exporters.exporter_dynamo import DynamoConfig, DynamoExporter
+
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        model = JinaVLMForConditionalGeneration(config).eval()
+        exported = DynamoExporter().export(model, inputs, config=DynamoConfig(dynamic=True))
+        with patch.object(self.model_tester_class, "grid", (2, 2)):
+            others = self.model_tester_class(self).prepare_config_and_inputs_for_common()[1]
+        self.assertNotEqual(len(inputs["pixel_values"]), len(others["pixel_values"]))
+        for each in (inputs, others):
+            with torch.no_grad():
+                torch.testing.assert_close(exported(**each).logits, model(**each).logits, rtol=0, atol=1e-5)
 
     @upstream.overrides("save_pretrained writes Transformers' weight names unless told; pad_embed is an option")
     def test_reverse_loading_mapping(self):
