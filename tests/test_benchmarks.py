@@ -108,7 +108,7 @@ def test_answers_by_dropped_tokens(tmp_path):
     assert table[2] == "| default | 0% | 90.0% | 90.0% |"
     assert len(table) == 5  # both curves begin at the same point
     clean, _, photograph, _ = (
-        dropped_tokens._dropped_share("bar chart", *each, num_pages=1) for each in dropped_tokens.PHOTOGRAPHS
+        dropped_tokens._dropped_share("sign", *each, num_pages=1) for each in dropped_tokens.PHOTOGRAPHS
     )
     assert clean > 0.5 > photograph
     dropped_tokens.plot(results, tmp_path / "curve.png")
