@@ -8,6 +8,11 @@ after a short fine-tuning without the dropped tokens.
 Tokens are dropped in two ways: cells of one colour with a growing `uniform_tolerance`, and smaller grids of tiles by
 `max_image_tokens`. The fine-tuned model is trained with `drop_uniform_cells` and the tolerance of the image processor.
 OUT has the fine-tuned model, the results as JSON and the figure. What is complete there is not computed again.
+
+    python -m benchmarks.dropped_tokens --documents
+
+prints how many tokens of printed documents (`examples.documents`) are those of uniform cells, clean as from a file and
+as in photographs, with noise, shadows and folds.
 """
 
 import argparse
@@ -19,11 +24,16 @@ from transformers.utils import logging
 
 from examples.digits.evaluate import MODEL, evaluate
 from examples.digits.pages import DESCRIBE, QUESTIONS, DigitPages, held_out_pages
+from examples.documents.ingredients import TEST
+from examples.documents.pages import KINDS, draw_page
+from jvlm import JinaVLMImageProcessor
 from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
 from jvlm.training.finetune import finetune
 
 
 BATCH_SIZE = 32
+# Strength of the degradation of a document, and the layout.
+PHOTOGRAPHS = [(strength, layout) for strength in (0.0, 1.0) for layout in ("independent", "stitched")]
 # Settings of the image processor by the name of their curve.
 CURVES = {
     "uniform cells": [{"drop_uniform_cells": True, "uniform_tolerance": value} for value in (0.0, 64.0, 160.0, 200.0)],
@@ -107,6 +117,27 @@ def run(output: Path, steps: int, num_pages: int) -> dict[str, dict[str, list[di
     return {name: {curve: points(name, settings) for curve, settings in CURVES.items()} for name in models}
 
 
+def document_shares(num_pages: int = 4) -> dict[str, list[float]]:
+    """
+    Shares of the image tokens that `drop_uniform_cells` drops, by kind of document: on clean pages of 3 × 4 tiles in
+    the layouts `"independent"` and `"stitched"`, then on photographs of them.
+    """
+    shares = {}
+    for kind in logging.tqdm(KINDS, desc="Documents"):
+        shares[kind] = [_dropped_share(kind, strength, layout, num_pages) for strength, layout in PHOTOGRAPHS]
+    return shares
+
+
+def _dropped_share(kind: str, strength: float, layout: str, num_pages: int) -> float:
+    pages = [draw_page([1, index], TEST, kind, (3, 4), strength).image for index in range(num_pages)]
+    process = JinaVLMImageProcessor(layout=layout)
+    kept, total = (
+        sum((process(page, drop_uniform_cells=drop)["image_token_positions"] >= 0).sum().item() for page in pages)
+        for drop in (True, False)
+    )
+    return 1 - kept / total
+
+
 def table(results: dict[str, dict[str, list[dict]]]) -> str:
     """The results as Markdown."""
     lines = [f"| settings | tokens dropped | {' | '.join(results)} |", "|---|---:|" + "---:|" * len(results)]
@@ -142,7 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("build/dropped_tokens"), help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=150, help="steps of the fine-tuning, default: %(default)s")
     parser.add_argument("--num_pages", type=int, default=360, help="held-out pages, default: %(default)s")
+    parser.add_argument("--documents", action="store_true", help="print the shares of uniform cells of documents")
     args = parser.parse_args(argv)
+    if args.documents:
+        print("| | clean, independent | clean, stitched | photograph, independent | photograph, stitched |")
+        print("|---|---:|---:|---:|---:|")
+        for kind, shares in document_shares().items():
+            print(f"| {kind} | {' | '.join(f'{share:.0%}' for share in shares)} |")
+        return
     results = run(args.output_dir, args.steps, args.num_pages)
     plot(results, args.output_dir / "dropped_tokens.png")
     print(table(results))

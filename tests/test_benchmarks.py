@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import efficiency, many_images, report, stages
+from benchmarks import dropped_tokens, efficiency, many_images, report, stages
 from benchmarks.measure import measure
 from benchmarks.models import OTHERS, Bench, build_config
 from benchmarks.stages import STAGES, merge_images
@@ -96,6 +96,25 @@ def test_stages_write_results_and_table(tmp_path, monkeypatch):
     assert len(again) == len(QUICK) + 1
     again = program.run("tiny", "bfloat16", "cpu", ["connector"], tmp_path, max_seconds=0)
     assert len(again) == len(QUICK) + 1
+
+
+def test_answers_by_dropped_tokens(tmp_path):
+    settings = {"drop_uniform_cells": True, "uniform_tolerance": 0.0}
+    point = dropped_tokens.measure(dropped_tokens.MODEL, settings, 2, tmp_path)
+    assert point["all"] == 10
+    assert 0.3 < point["dropped"] < 0.8
+    nothing = {"settings": {}, "dropped": 0.0, "right": 9, "all": 10}
+    results = {name: {"one": [nothing, point], "other": [nothing, point]} for name in ("before", "after")}
+    table = dropped_tokens.table(results).splitlines()
+    assert table[2] == "| default | 0% | 90.0% | 90.0% |"
+    assert len(table) == 5  # both curves begin at the same point
+    clean, _, photograph, _ = (
+        dropped_tokens._dropped_share("sign", *each, num_pages=1) for each in dropped_tokens.PHOTOGRAPHS
+    )
+    assert clean > 0.5 > photograph
+    dropped_tokens.plot(results, tmp_path / "curve.png")
+    with PIL.Image.open(tmp_path / "curve.png") as image:
+        assert min(image.size) > 300
 
 
 def test_flops_are_those_counted_by_hand():
