@@ -35,7 +35,7 @@ about it. `python app.py` opens it on your own machine.
 The licence of the code is Apache-2.0. The weights keep the licence of their source.
 """
 _CODE = {
-    "jvlm": ("*.py", "configuration", "modeling", "processing", "published_format"),
+    "jvlm": ("*.py", "configuration", "modeling", "processing", "published_format", "runtimes"),
     "jvlm_cli": ("*.py",),
 }
 

@@ -194,7 +194,8 @@ def test_a_chat_reads_its_images_once(capsys, monkeypatch, answerer):
     answers = capsys.readouterr().out.splitlines()
     assert len(answers) == 5
     assert answers[:2] == [SAMPLES[2]["answer"], "5"]
-    assert num_tiles == [5, 5 + 13, 5 + 13, 1]  # a second image is not at the start, and all are read again
+    # A second image is not at the start, and all are read again: 5 and 13 tiles, of which one is in both.
+    assert num_tiles == [5, 17, 17, 1]
     turns = [user_message([PAGES[2]], lines[0]), {"role": "assistant", "content": answers[0]}]
     turns += [user_message([], lines[1])]
     assert "".join(answerer.stream(turns)).strip() == answers[1]

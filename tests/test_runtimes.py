@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -303,7 +304,8 @@ def test_script_answers_without_torch_and_transformers(digits_onnx, digits, tmp_
     if installed.returncode:
         pytest.skip(f"The packages cannot be installed: {installed.stderr.strip().splitlines()[-1]}")
     absent = "import importlib.util; print([importlib.util.find_spec(n) for n in ('torch', 'transformers', 'jvlm')])"
-    found = subprocess.run([python, "-c", absent], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([python, "-c", absent], capture_output=True, text=True, check=True, env=environment)
     assert found.stdout.strip() == "[None, None, None]"
     model, processor = digits
     pages = {page.grid: page.image for page in held_out_pages(12)}
@@ -315,6 +317,7 @@ def test_script_answers_without_torch_and_transformers(digits_onnx, digits, tmp_
             text=True,
             check=True,
             cwd=tmp_path,
+            env=environment,
         ).stdout.strip()
         inputs = chat_inputs(processor, [user(pages[grid], question)])
         expected = model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]

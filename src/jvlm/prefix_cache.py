@@ -17,8 +17,6 @@ from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput
 
-from .conversion_scripts.output_folder import new_folder
-
 
 # The name of the argument in this version of Transformers.
 _CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
@@ -144,6 +142,8 @@ class PrefixCache:
         Raises:
             FileExistsError: if the folder exists.
         """
+        from .conversion_scripts.output_folder import new_folder  # a Space does not have it
+
         num_bytes = sum(states.nbytes for layer in self.states for states in layer)
         with new_folder(save_directory, num_bytes) as folder:
             tensors = {
