@@ -169,7 +169,7 @@ def step(what: str, folder: Path, output: Path) -> dict[str, float]:
         if name in ("eager", "compiled"):
             model = AutoModelForImageTextToText.from_pretrained(folder, dtype="float32").eval()
         else:
-            model = JinaVLMRuntimeModel.from_pretrained(output)
+            model = JinaVLMRuntimeModel.from_pretrained(output, num_threads=torch.get_num_threads())
     if name == "compiled":
         model.forward = torch.compile(model.forward, dynamic=True)
     config = model.config

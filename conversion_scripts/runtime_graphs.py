@@ -5,6 +5,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -71,8 +72,7 @@ def _transpose_weights(graph: Any) -> None:
         value = node.outputs[0]
         transposed = onnx_ir.Value(name=f"{weight.name}.T", shape=onnx_ir.Shape(shape), type=weight.type)
         transposed.const_value = onnx_ir.LazyTensor(
-            # One weight at a time is in memory, while the file is written.
-            lambda stored=stored, order=order: onnx_ir.tensor(np.ascontiguousarray(stored.numpy().transpose(order))),
+            partial(_transposed, stored, order),  # one weight at a time is in memory, while the file is written
             dtype=stored.dtype,
             shape=onnx_ir.Shape(shape),
             name=transposed.name,
@@ -82,6 +82,12 @@ def _transpose_weights(graph: Any) -> None:
         graph.remove(node, safe=True)
         if not weight.uses():
             del graph.initializers[weight.name]
+
+
+def _transposed(weight: Any, order: Any) -> Any:
+    import onnx_ir
+
+    return onnx_ir.tensor(np.ascontiguousarray(weight.numpy().transpose(order)))
 
 
 def write_openvino(component: Component, path: Path, weights: str | None) -> None:
