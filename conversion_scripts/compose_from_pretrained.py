@@ -318,7 +318,7 @@ def _with_new_rows(table: torch.Tensor, num_rows: int) -> torch.Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argument_parser("compose_from_pretrained", __doc__)
+    parser = argument_parser("jvlm compose", __doc__)
     parser.add_argument("--vision", required=True, metavar="ID", help="SigLIP or SigLIP2: folder or Hub id")
     parser.add_argument("--decoder", required=True, metavar="ID", help="Qwen3: folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")

@@ -238,7 +238,7 @@ def _copy_code(source: Path, folder: Path, files: dict[str, dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argument_parser("convert_release", __doc__)
+    parser = argument_parser("jvlm convert", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights; the checkpoint's when not given")

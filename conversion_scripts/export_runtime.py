@@ -183,7 +183,7 @@ def _fingerprint(model: torch.nn.Module) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argument_parser("export_runtime", __doc__)
+    parser = argument_parser("jvlm export-runtime", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--runtime", required=True, choices=RUNTIMES)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")

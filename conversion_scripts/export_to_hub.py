@@ -164,7 +164,7 @@ def _add_processor_auto_map(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argument_parser("export_to_hub", __doc__)
+    parser = argument_parser("jvlm export", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="ID", help="folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
     parser.add_argument("--push", metavar="REPO_ID", help="repository on the Hub to upload the folder to")

@@ -46,7 +46,7 @@ def _save_quantized(model: Any, path: Path, num_bits: int) -> None:
     import onnx_ir
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    with TemporaryDirectory(dir=path.parent) as folder:
+    with TemporaryDirectory(dir=path.parent) as folder, _quiet():
         onnx_ir.save(model, Path(folder) / path.name, external_data=f"{path.name}.data")
         quantizer = MatMulNBitsQuantizer(
             str(Path(folder) / path.name),
@@ -120,10 +120,12 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    logging.disable(logging.INFO)  # ONNX Runtime's quantizer sets up the root logger and has a line for every node
     try:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             yield
     finally:
+        logging.disable(logging.NOTSET)
         logger.setLevel(level)
 
 

@@ -363,7 +363,7 @@ def format_table(stages: list[Stage]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argument_parser("verify", __doc__)
+    parser = argument_parser("jvlm verify", __doc__)
     parser.add_argument("a", metavar="A", help="checkpoint: folder or Hub id")
     parser.add_argument("b", metavar="B", help="the other checkpoint")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype to compute in; by default that of each checkpoint")

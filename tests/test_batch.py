@@ -59,7 +59,7 @@ def write_rows(path, rows) -> Path:
     return path
 
 
-def test_a_folder_of_images(pages, single_answers, tmp_path, capsys):
+def test_a_folder_of_images(pages, single_answers, tmp_path, capsys, monkeypatch):
     output = tmp_path / "answers.jsonl"
     assert command.main([str(pages), str(output), "--question", READ, "--batch-size", "4", *OPTIONS]) == 0
     lines = lines_of(output)
@@ -70,9 +70,10 @@ def test_a_folder_of_images(pages, single_answers, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.out == f"11 rows: 11 answers, 0 errors. They are in {output}.\n"
     assert "11/11" in printed.err
-    # Nothing is left to do, and no model is loaded.
+    # Nothing is left to do, and no model is loaded. The folder may be relative.
     before = output.read_bytes()
-    assert command.main([str(pages), str(output), "--question", READ, *OPTIONS]) == 0
+    monkeypatch.chdir(pages.parent)
+    assert command.main([pages.name, str(output), "--question", READ, *OPTIONS]) == 0
     assert output.read_bytes() == before
 
 
@@ -91,7 +92,7 @@ def test_bad_rows_keep_their_line(pages, answerer, single_answers, tmp_path, cap
         "[1, 2]\n",
         {"images": [page, page], "question": "<image> How many digits are in <image>?"},
         {"images": [page] * 40, "question": READ},
-        {"images": [], "question": "How many digits are there? \ud800"},
+        {"images": [page], "question": "How many digits are there? \ud800"},
         {"conversations": ["hello"], "image": page},
         {"messages": [*messages("00.png"), {"role": "assistant", "content": "5"}], "image": None},
         {"messages": [{"role": "system", "content": "Be brief."}], "images": []},
@@ -130,6 +131,25 @@ def test_bad_rows_keep_their_line(pages, answerer, single_answers, tmp_path, cap
     (tmp_path / "damaged.png").write_bytes((pages / "01.png").read_bytes())
     assert command.main([str(tmp_path / "rows.jsonl"), str(output), *OPTIONS]) == 1
     assert lines_of(output)[3]["answer"] == single_answers["01.png"]
+
+
+def test_a_row_has_an_image(pages, answerer, tmp_path):
+    """It would be answered blindly."""
+    rows = [{"question": READ}, {"question": READ, "image": {"foo": 1}}]
+    output = tmp_path / "answers.jsonl"
+    assert command.main([str(write_rows(tmp_path / "rows.jsonl", rows)), str(output), *OPTIONS]) == 1
+    errors = [line["error"] for line in lines_of(output)]
+    assert errors == [
+        "The row has no image; name its column with --columns image=NAME.",
+        "An image must have `bytes` or a `path`, got {'foo': 1}.",
+    ]
+
+
+def test_a_relative_folder(pages, monkeypatch):
+    monkeypatch.chdir(pages.parent)
+    rows = open_rows(pages.name)
+    reader = RowReader(rows, QuestionFormat.of(pages.name, question=READ))
+    assert not reader[0].error
 
 
 def messages(image) -> list[dict]:
@@ -283,6 +303,7 @@ def test_a_changed_input_is_refused(pages, tmp_path, capsys):
         (["rows.jsonl", "a.jsonl", "--model", "empty"], "empty"),
         (["rows.jsonl", "a.jsonl", "--engine", "vllm", "--device", "cpu"], "--device is not for --engine vllm"),
         (["rows.jsonl", "a.jsonl", "--vllm-args", "{}"], None),
+        (["rows.jsonl", "a.jsonl", "--vllm-args", "{bad"], "'{bad' is not JSON"),
         (["rows.jsonl", "a.jsonl", "--vllm-args", '{"seed": 1}'], "--vllm-args is for --engine vllm only."),
         (["rows.jsonl", "a.jsonl", "--engine", "vllm"], "--engine vllm needs vLLM 0.32"),
     ],

@@ -137,7 +137,7 @@ def test_another_model_or_processor_is_refused(build_model, build_processor, ima
     model, processor = build_model(), build_processor()
     PrefixCache(model, processor, images).save_pretrained(tmp_path / "pages")
     change(model, processor)
-    with pytest.raises(ValueError, match=f"was made with another {', another '.join(names)}, so its"):
+    with pytest.raises(ValueError, match=f"it differs in {', '.join(names)}. Make it again"):
         PrefixCache.from_pretrained(tmp_path / "pages", model, processor)
 
 
@@ -160,6 +160,9 @@ def test_questions_that_do_not_follow_the_images(build_model, build_processor, i
     pages = PrefixCache(build_model(), build_processor(), images)
     with pytest.raises(ValueError, match=r"begins with the user and has no images: .* make another `PrefixCache`"):
         pages.generate(question)
+    for other in (5, ["How many?"], [{"role": "user"}]):
+        with pytest.raises(ValueError, match="A question is a text or a list of messages, got "):
+            pages.generate(other)
     for text in ("<|image|>", "<im_patch>"):
         with pytest.raises(ValueError, match=r"<\|image\|>"):
             pages.generate(text)

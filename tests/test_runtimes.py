@@ -125,6 +125,11 @@ def test_second_question_reuses_the_features(digits_onnx, digits, monkeypatch):
     assert torch.equal(exported.generate(**chat, **GREEDY, **{CACHE: output[CACHE]}), model.generate(**chat, **GREEDY))
 
 
+def test_number_of_threads(digits_onnx):
+    with pytest.raises(ValueError, match="`num_threads` must be at least 1, got 0"):
+        JinaVLMRuntimeModel.from_pretrained(digits_onnx, num_threads=0)
+
+
 def test_what_a_runtime_lacks_is_an_error(digits_onnx, digits):
     exported, inputs = JinaVLMRuntimeModel.from_pretrained(digits_onnx), chat_inputs(digits[1], [user("Hi")])
     with pytest.raises(ValueError, match="`output_attentions` is not available: the graphs of onnx"):
@@ -322,6 +327,30 @@ def test_script_answers_without_torch_and_transformers(digits_onnx, digits, tmp_
         inputs = chat_inputs(processor, [user(pages[grid], question)])
         expected = model.generate(**inputs, do_sample=False, max_new_tokens=64)[0, inputs["input_ids"].shape[1] :]
         assert answer == processor.decode(expected, skip_special_tokens=True).strip()
+
+
+def test_wrong_arguments_of_the_script_are_one_sentence(digits_onnx, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    for argv, message in (
+        (["missing.png", "Why?"], "No such file or directory: 'missing.png'"),
+        (["damaged.png", "Why?"], "cannot identify image file"),
+        (["damaged.png"], "damaged.png is a file; ask a question about it."),
+    ):
+        command = [sys.executable, digits_onnx / "answer.py", *argv]
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert finished.returncode != 0
+        assert message in finished.stderr
+        assert "Traceback" not in finished.stderr
+
+
+def test_quantized_weights_are_exported_quietly(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    argv = ["export-runtime", "--checkpoint", str(MODEL), "--runtime", "onnx", "--weights", "int8"]
+    command = [sys.executable, "-m", "jvlm", *argv, "--output", tmp_path / "int8"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "INFO" not in finished.stderr
+    assert read_manifest(tmp_path / "int8").weights == "int8"
 
 
 def test_manifest(digits_onnx):

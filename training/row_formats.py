@@ -222,7 +222,9 @@ class RowFormat:
 
     def _resolve(self, image):
         if isinstance(image, dict) and image.get("bytes") is None:
-            image = image.get("path")
+            if image.get("path") is None:
+                raise ValueError(f"An image must have `bytes` or a `path`, got {repr(image)[:60]}.")
+            image = image["path"]
         if not isinstance(image, str) or re.match(r"(https?://|data:)", image):
             return image
         path = Path(self.image_folder or "") / image

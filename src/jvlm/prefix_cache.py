@@ -193,14 +193,18 @@ class PrefixCache:
             different.append("prompt prefix")
         if different:
             raise ValueError(
-                f"{folder} was made with another {', another '.join(different)}, so its answers would be wrong. Make "
-                "it again with this model and processor."
+                f"{folder} was made for other settings or weights, so its answers would be wrong: it differs in "
+                f"{', '.join(different)}. Make it again with this model and processor."
             )
         return cache
 
     def _messages(self, question: str | list[dict], images: Sequence | None = None) -> list[dict]:
         """The conversation with the images, or with their places, at the start of its first message."""
         messages = question if isinstance(question, list) else [{"role": "user", "content": question}]
+        if not all(
+            isinstance(message, dict) and isinstance(message.get("content"), (str, list)) for message in messages
+        ):
+            raise ValueError(f"A question is a text or a list of messages, got {repr(question)[:60]}.")
         contents = [message["content"] for message in messages]
         parts = [part for content in contents if not isinstance(content, str) for part in content]
         if any(part.get("type") != "text" for part in parts) or not messages or messages[0].get("role") != "user":

@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument(
         "--vllm-args",
-        type=json.loads,
+        type=_json,
         default={},
         metavar="JSON",
         help="arguments of vllm.LLM, for example '{\"tensor_parallel_size\": 2}'",
@@ -96,6 +96,13 @@ def _column(text: str) -> tuple[str, str]:
     if not (name and sign and column):
         raise argparse.ArgumentTypeError(f"{text!r} must be NAME=COLUMN, such as question=query")
     return name, column
+
+
+def _json(text: str) -> dict:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
 
 
 def _shard(text: str) -> tuple[int, int]:

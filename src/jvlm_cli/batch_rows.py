@@ -103,7 +103,8 @@ class ImageFiles(Sequence):
         return len(self.names)
 
     def __getitem__(self, index):
-        return {"id": self.names[index], "image": str(self.folder / self.names[index])}
+        # Absolute, because relative paths begin in the folder of the input.
+        return {"id": self.names[index], "image": str(self.folder.absolute() / self.names[index])}
 
 
 class JsonLines(Sequence):
@@ -165,7 +166,12 @@ def open_rows(name: str, split: str = "train") -> Sequence[dict]:
                 f"{name} needs {error.name}, as all inputs but JSONL files and folders of images do; install with "
                 "`pip install 'jvlm[train]'`."
             ) from error
-        rows = load_rows(name, split)
+        try:
+            rows = load_rows(name, split)
+        except (OSError, ValueError) as error:
+            if path.exists():
+                raise
+            raise OSError(f"{name} is no file or folder, and no data set that can be loaded: {error}") from error
     if len(rows) == 0:
         raise ValueError(f"{name} has no rows.")
     return rows
@@ -212,6 +218,8 @@ class RowReader(Dataset):
                 row.id = columns["id"]
             messages, images = self.conversation(columns)
             row.question = "".join(part.get("text", "") for part in messages[-1]["content"])
+            if not any(part["type"] == "image" for message in messages for part in message["content"]):
+                raise ValueError("The row has no image; name its column with --columns image=NAME.")
             loaded = map(load_image, images)
             row.messages = [
                 {**message, "content": [_with_image(part, loaded) for part in message["content"]]}

@@ -458,7 +458,7 @@ def test_damaged_settings_give_an_error_in_one_line(converted, changed_copy, tmp
         main(["--checkpoint", str(folder), "--output", str(tmp_path / "output"), "--reverse"])
     assert error.value.code == 1
     *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("convert_release: error: ")
+    assert last.startswith("jvlm convert: error: ")
     assert word in last
     assert not (tmp_path / "output").exists()
 
@@ -475,5 +475,5 @@ def test_program_prints_errors_in_one_line(published, tmp_path, capsys):
         main(["--checkpoint", str(published), "--output", str(tmp_path)])
     assert error.value.code == 1
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("convert_release: error:")
+    assert message.startswith("jvlm convert: error:")
     assert "exists already" in message

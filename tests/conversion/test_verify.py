@@ -284,7 +284,7 @@ def test_damaged_checkpoint_gives_status_2_and_one_line(converted, changed_copy,
         main([str(folder), str(converted)])
     assert error.value.code == 2
     *_, last = capsys.readouterr().err.splitlines()
-    assert last.startswith(f"verify: error: {folder} cannot be compared: ")
+    assert last.startswith(f"jvlm verify: error: {folder} cannot be compared: ")
 
 
 def test_what_cannot_be_opened_gives_status_2_and_one_line(converted, tmp_path, capsys, monkeypatch):
@@ -301,7 +301,7 @@ def test_what_cannot_be_opened_gives_status_2_and_one_line(converted, tmp_path, 
             main(arguments)
         assert error.value.code == 2
         *_, last = capsys.readouterr().err.splitlines()
-        assert last.startswith("verify: error: ")
+        assert last.startswith("jvlm verify: error: ")
         assert all(word in last for word in words), last
 
 

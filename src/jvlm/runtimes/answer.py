@@ -219,10 +219,15 @@ def main() -> None:
     parser.add_argument("question", help="what to ask about the images")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="maximum length of the answer")
     args = parser.parse_args()
+    if not args.images and Path(args.question).is_file():
+        parser.error(f"{args.question} is a file; ask a question about it.")
     is_first = True
-    for piece in Answerer(Path(__file__).parent).answer(args.images, args.question, args.max_new_tokens):
-        print(piece.lstrip() if is_first else piece, end="", flush=True)
-        is_first = False
+    try:
+        for piece in Answerer(Path(__file__).parent).answer(args.images, args.question, args.max_new_tokens):
+            print(piece.lstrip() if is_first else piece, end="", flush=True)
+            is_first = False
+    except (OSError, ValueError) as error:  # an image that cannot be read, or a question that cannot be asked
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     print()
 
 

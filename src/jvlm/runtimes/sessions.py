@@ -49,8 +49,10 @@ def open_session(runtime: str, graph: Path, num_threads: int | None = None) -> S
 
     Raises:
         ImportError: if the package of the runtime is not installed.
-        ValueError: if the runtime cannot load the graph.
+        ValueError: if the runtime cannot load the graph, or `num_threads` is below 1.
     """
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"`num_threads` must be at least 1, got {num_threads}.")
     package = import_runtime(runtime)
     try:
         return _OPEN[runtime](package, graph, num_threads)
