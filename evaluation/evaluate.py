@@ -288,6 +288,7 @@ def evaluate(
         `list[Outcome]`: in the order of the paper; empty for a dry run.
 
     Raises:
+        OSError: if there is no such model.
         ValueError: if there is no benchmark of a name, or the harness cannot read a path.
     """
     benchmarks = choose(suite or ["paper"])
@@ -296,6 +297,8 @@ def evaluate(
             if not Path(options[name]).is_dir():
                 raise ValueError(f"`{name}` is no folder: {options[name]}")
             options[name] = str(Path(options[name]).resolve())
+    if not (dry_run or Path(model).is_dir()):
+        _check_repository(model)
     settings = Settings(str(Path(model).resolve()) if Path(model).is_dir() else model, **options)
     output = Path(output_dir).resolve()
     outcomes = []
@@ -321,6 +324,16 @@ def evaluate(
     (output / "results.md").write_text(text)
     print(f"\n{text}\nWritten to {output / 'results.md'}")
     return outcomes
+
+
+def _check_repository(model: str) -> None:
+    """Raises an `OSError` if there is no such repository, before the harness starts, which takes half a minute."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"{model} is neither a folder nor a repository with a model: {error}") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -200,16 +200,19 @@ def test_impossible_formats_are_an_error(setting):
     for schema, fault in (
         ({"type": "object", "unevaluatedProperties": False}, r'Unimplemented keys: \["unevaluatedProperties"\]'),
         ({"type": "number of digits"}, "Invalid type: number of digits"),
-        (["digits"], "schema must be an object or boolean"),
         (False, "Unsatisfiable schema"),
         ({"type": "string", "pattern": r"(?=a)b"}, "look-around"),
     ):
         with pytest.raises(ValueError, match=f"(?s)Cannot write answers in the JSON schema .*{fault}"):
             formats.json(schema)
+    for schema in (["digits"], '{"type": "integer"}'):
+        with pytest.raises(ValueError, match="`schema` must be a dict, such as"):
+            formats.json(schema)
     for pattern, fault in (("[0-9", "unclosed character class"), (r"(a)\1", "backreferences")):
-        with pytest.raises(ValueError, match=f"(?s)Cannot write answers in the regular expression .*{fault}"):
+        with pytest.raises(ValueError, match=f"(?s)Cannot write answers in the regular expression .*{fault}") as info:
             formats.regex(pattern)
-    for choices in ("Yes", []):
+        assert "start:" not in str(info.value)  # the grammar is none that the user wrote
+    for choices in ("Yes", [], [1, 2]):
         with pytest.raises(
             ValueError, match=f"`answers` must be a list of one or more texts, got {re.escape(repr(choices))}"
         ):

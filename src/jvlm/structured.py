@@ -5,6 +5,7 @@ choices. llguidance says which tokens can follow; `pip install 'jvlm[structured]
 """
 
 import json
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -83,6 +84,8 @@ class AnswerFormats:
             ValueError: for an invalid schema, or a keyword in it that llguidance cannot enforce; the message names it.
         """
         complete = {} if schema is True else schema
+        if not isinstance(complete, (dict, bool)):
+            raise ValueError(f"`schema` must be a dict, such as `json.loads` returns, got {repr(schema)[:60]}.")
         if isinstance(complete, dict):
             complete = _JSON_OPTIONS | complete
         return AnswerFormat(self._vocabulary, f"%json {json.dumps(complete)}", "JSON schema", schema, json.loads)
@@ -114,9 +117,9 @@ class AnswerFormats:
             [`AnswerFormat`]: its `parse` returns the text.
 
         Raises:
-            ValueError: if `answers` is empty or a single string.
+            ValueError: if `answers` is empty, a single string or has something else than texts.
         """
-        if isinstance(answers, str) or not answers:
+        if isinstance(answers, str) or not answers or not all(isinstance(answer, str) for answer in answers):
             raise ValueError(f"`answers` must be a list of one or more texts, got {answers!r}.")
         return AnswerFormat(self._vocabulary, " | ".join(map(json.dumps, answers)), "choice", list(answers), str)
 
@@ -138,7 +141,9 @@ class AnswerFormat(LogitsProcessor):
         self._last_ids: torch.Tensor | None = None
         self._rows: list[tuple[llguidance.LLMatcher, list[int]]] = []
         if error := llguidance.LLMatcher.validate_grammar(self._grammar, vocabulary):
-            raise ValueError(f"Cannot write answers in {self._name}: {error.strip()}")
+            # The place in the grammar and its lines are none that the user wrote.
+            reason = re.split(r"\n\s+\d+ \| ", re.sub(r"^(at )?\d+\(\d+\): ", "", error.strip()))[0]
+            raise ValueError(f"Cannot write answers in {self._name}: {reason}")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not self._continues_last_call(input_ids):
