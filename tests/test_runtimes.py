@@ -71,7 +71,7 @@ def test_onnx_answers_as_pytorch(digits_onnx, digits, capsys):
     conversations = [[user(pages[3, 4], QUESTIONS[0])], [user(pages[1, 1], pages[2, 2], QUESTIONS[1])], [user("Hi")]]
     assert_same_answers(exported, model, processor, conversations)
     text = pipeline("image-text-to-text", model=exported, processor=processor)(
-        conversations[0], return_full_text=False, generate_kwargs=GREEDY
+        conversations[0], return_full_text=False, generate_kwargs=dict(GREEDY)
     )[0]["generated_text"]
     inputs = chat_inputs(processor, conversations[0])
     exported.generate(**inputs, **GREEDY, streamer=TextStreamer(processor, skip_prompt=True, skip_special_tokens=True))

@@ -108,8 +108,13 @@ class JinaVLMModelTest(common.ModelTesterMixin, GenerationTesterMixin, TrainingT
         self.model_tester = self.model_tester_class(self)
         self.config_tester = ConfigTester(self, config_class=JinaVLMConfig, has_text_modality=False)
 
+    @upstream.overrides("it cuts the vocabulary to 20 tokens, below the image tokens, which is an error")
     def test_config(self):
-        self.config_tester.run_common_tests()
+        cut_vocabulary = self.config_tester.create_and_test_config_from_pretrained_custom_kwargs
+        with self.assertRaisesRegex(Exception, "outside the 20 tokens of `text_config.vocab_size`"):
+            cut_vocabulary()
+        with patch.object(self.config_tester, cut_vocabulary.__name__):
+            self.config_tester.run_common_tests()
 
     # The source distribution lacks Transformers' own test of its exporters.
     @unittest.skipIf(find_spec("transformers.exporters") is None, "Transformers has no exporters.")
