@@ -5,12 +5,10 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from .runtime_components import Component
@@ -34,7 +32,6 @@ def write_onnx(component: Component, path: Path, weights: str | None) -> None:
             dynamo=True,
             verbose=False,
         )
-    _transpose_weights(program.model.graph)
     if weights is None:
         onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
     else:
@@ -57,37 +54,6 @@ def _save_quantized(model: Any, path: Path, num_bits: int) -> None:
         )
         quantizer.process()
         quantizer.model.save_model_to_file(str(path), use_external_data_format=True)
-
-
-def _transpose_weights(graph: Any) -> None:
-    """Stores weights as `MatMul` takes them. Otherwise every start of the runtime would transpose them."""
-    import onnx_ir
-
-    for node in list(graph):
-        weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is None or weight.const_value is None or not weight.is_initializer():
-            continue
-        order, stored = node.attributes["perm"].as_ints(), weight.const_value
-        shape = [weight.shape[axis] for axis in order]
-        value = node.outputs[0]
-        transposed = onnx_ir.Value(name=f"{weight.name}.T", shape=onnx_ir.Shape(shape), type=weight.type)
-        transposed.const_value = onnx_ir.LazyTensor(
-            partial(_transposed, stored, order),  # one weight at a time is in memory, while the file is written
-            dtype=stored.dtype,
-            shape=onnx_ir.Shape(shape),
-            name=transposed.name,
-        )
-        graph.register_initializer(transposed)
-        value.replace_all_uses_with(transposed)
-        graph.remove(node, safe=True)
-        if not weight.uses():
-            del graph.initializers[weight.name]
-
-
-def _transposed(weight: Any, order: Any) -> Any:
-    import onnx_ir
-
-    return onnx_ir.tensor(np.ascontiguousarray(weight.numpy().transpose(order)))
 
 
 def write_openvino(component: Component, path: Path, weights: str | None) -> None:

@@ -353,6 +353,15 @@ def test_quantized_weights_are_exported_quietly(tmp_path):
     assert read_manifest(tmp_path / "int8").weights == "int8"
 
 
+def test_weights_are_stored_as_they_are_multiplied(digits_onnx):
+    """Otherwise every start of the runtime would transpose them."""
+    onnx = pytest.importorskip("onnx")
+    for path in digits_onnx.glob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False).graph
+        weights = {weight.name for weight in graph.initializer}
+        assert not [node.name for node in graph.node if node.op_type == "Transpose" and node.input[0] in weights]
+
+
 def test_manifest(digits_onnx):
     manifest = read_manifest(digits_onnx)
     assert (manifest.runtime, manifest.dtype, manifest.weights, manifest.opset) == ("onnx", "float32", None, 20)
