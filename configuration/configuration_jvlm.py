@@ -57,6 +57,9 @@ TEXT_DEFAULTS = {
     "pad_token_id": 151643,
 }
 
+# In `image_token_positions`, a cell without an image token whose patches the vision tower does not see.
+UNSEEN = -2
+
 
 def default_pooled_grid(layout: str, tile_size: int, patch_size: int, pooling_size: int) -> list[int]:
     """Rows and columns of pooled cells in a square tile of `tile_size` pixels: all patches, but for the independent

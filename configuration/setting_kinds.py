@@ -176,7 +176,10 @@ CONFIG = {
 }
 IMAGE_PROCESSOR = _by_name(
     {
-        FLAG: "antialias do_convert_rgb do_normalize do_rescale do_resize drop_uniform_cells resize_in_float32",
+        FLAG: (
+            "antialias do_convert_rgb do_normalize do_rescale do_resize drop_uniform_cells drop_uniform_patches "
+            "resize_in_float32"
+        ),
         _LAYOUT: "layout",
         whole(1, MAX_CROPS): "max_crops",
         _LENGTH: "max_pixels",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput, torch_compilable_check
 
-from ..configuration.configuration_jvlm import JinaVLMConfig
+from ..configuration.configuration_jvlm import UNSEEN, JinaVLMConfig
 
 
 @dataclass
@@ -38,6 +38,8 @@ class ImagePlan(ModelOutput):
         keep_tile_features (`bool`, *optional*):
             `False` if `get_image_features` returns no `last_hidden_state`, whose memory grows with the number of
             tiles. `generate` sets it.
+        encoded_cells (`torch.BoolTensor` of shape `(distinct_tiles, pooled_cells)`, *optional*):
+            Cells whose patches the vision tower sees; `None` if it sees all of them.
     """
 
     tile_indices: torch.Tensor | None = None
@@ -47,6 +49,7 @@ class ImagePlan(ModelOutput):
     num_tokens: tuple[int, ...] | None = None
     positions_shape: tuple[int, int] | None = None
     keep_tile_features: bool | None = None
+    encoded_cells: torch.Tensor | None = None
 
     def split(self, image_features: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """The features `(image_tokens, hidden_size)` of every image; of all images together in a traced plan."""
@@ -66,7 +69,11 @@ class ImagePlan(ModelOutput):
         tiles, tile = (cells // columns).unique(return_inverse=True)
         num_tiles, num_tokens = (tuple(counts[image] for image in images) for counts in (num_tiles, num_tokens))
         cells = tile * columns + cells % columns
-        return ImagePlan(tile_indices[tiles], cells, is_last_tile, num_tiles, num_tokens, (sum(num_tiles), columns))
+        encoded_cells = None if self.encoded_cells is None else self.encoded_cells[tiles]
+        shape = (sum(num_tiles), columns)
+        return ImagePlan(
+            tile_indices[tiles], cells, is_last_tile, num_tiles, num_tokens, shape, encoded_cells=encoded_cells
+        )
 
     def groups(self, size: int) -> Iterator[tuple[torch.Tensor, "ImagePlan"]]:
         """Divides a plan on the host into plans of at most `size` distinct tiles, each after the rows of its cells."""
@@ -75,7 +82,9 @@ class ImagePlan(ModelOutput):
             cells = cell_indices - number * size * columns
             rows = ((cells >= 0) & (cells < len(group) * columns)).nonzero()[:, 0]
             if len(rows):
-                yield rows, ImagePlan(group, cells[rows], is_last_tile[rows])
+                part = slice(number * size, number * size + len(group))
+                encoded_cells = None if self.encoded_cells is None else self.encoded_cells[part]
+                yield rows, ImagePlan(group, cells[rows], is_last_tile[rows], encoded_cells=encoded_cells)
 
 
 def check_positions(image_token_positions: Any) -> torch.Tensor:
@@ -163,10 +172,10 @@ def plan_images(image_token_positions: torch.Tensor, pixel_values: torch.Tensor 
 
     Args:
         image_token_positions (`torch.Tensor` of shape `(tiles, pooled_cells)`, integers):
-            Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped. The tile
-            whose first cell is token 0 starts an image: a thumbnail keeps all of its cells. Tiles before the first
-            image belong to none and have no tokens. If there are no image tokens at all, one cell is pooled that no
-            token uses, because attention needs one.
+            Index of every pooled cell among the image tokens of its image, -1 where the cell is dropped, and -2 where
+            the vision tower does not see its patches either. The tile whose first cell is token 0 starts an image: a
+            thumbnail keeps all of its cells. Tiles before the first image belong to none and have no tokens. If there
+            are no image tokens at all, one cell is pooled that no token uses, because attention needs one.
         pixel_values (`torch.Tensor` of shape `(tiles, channels, height, width)`, *optional*):
             The tiles. The model passes them if they are on the CPU; those of another device are copied to the host.
 
@@ -190,13 +199,15 @@ def plan_images(image_token_positions: torch.Tensor, pixel_values: torch.Tensor 
             f"{is_thumbnail.sum()} images. Pass it as the processor returned it, next to its `pixel_values`."
         )
     # The tile of a 1×1 grid has the pixels of its thumbnail, so the pair is encoded once.
-    index = np.arange(len(positions))
-    source = index - (~is_thumbnail & (np.append(num_tiles, 0)[image] == 2))  # [tiles], the tile that is encoded
+    index, is_seen = np.arange(len(positions)), positions != UNSEEN
+    has_copy = ~is_thumbnail & (np.append(num_tiles, 0)[image] == 2) & is_seen.all(axis=1)
+    source = index - has_copy  # [tiles], the tile that is encoded
     if pixel_values is not None:
         if len(pixel_values) != len(positions):
             raise ValueError(f"There are {len(pixel_values)} tiles and positions of {len(positions)} tiles.")
-        first: dict[str, int] = {}
-        source = np.array([first.setdefault(digest(pixel_values[tile]), tile) for tile in source], dtype=int)
+        first: dict[tuple[str, bytes], int] = {}
+        keys = [(digest(pixel_values[tile]), is_seen[tile].tobytes()) for tile in source]
+        source = np.array([first.setdefault(key, tile) for key, tile in zip(keys, source, strict=True)], dtype=int)
     is_encoded = source == index
     distinct_tile = (is_encoded.cumsum() - 1)[source]  # [tiles]
     cell_indices = distinct_tile[tile] * positions.shape[1] + cell
@@ -210,7 +221,37 @@ def plan_images(image_token_positions: torch.Tensor, pixel_values: torch.Tensor 
         num_tiles=tuple(num_tiles.tolist()),
         num_tokens=tuple(num_tokens.tolist()),
         positions_shape=positions.shape,
+        encoded_cells=None if is_seen.all() else torch.from_numpy(is_seen[is_encoded]),
     )
+
+
+def pack_patches(is_seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Fills rows with the seen patches of several tiles, so that a row has no more patches than a tile.
+
+    Args:
+        is_seen (`torch.BoolTensor` of shape `(tiles, patches)`): the patches to put into rows, on the CPU.
+
+    Returns:
+        `tuple[torch.LongTensor, torch.LongTensor]`, both of shape `(rows, length)`: each patch as an index into those
+        of all tiles, and the tile that it belongs to, -1 where a row is not full.
+    """
+    counts, rows = is_seen.sum(dim=1), []  # of each row, the tiles and the number of free places
+    for tile in counts.argsort(descending=True, stable=True).tolist():
+        count = int(counts[tile])
+        row = next((row for row in rows if row[1] >= count), None)
+        if row is None:
+            rows.append(row := [[], is_seen.shape[1]])
+        row[0].append(tile)
+        row[1] -= count
+    length = is_seen.shape[1] - min(free for _, free in rows)
+    patches = is_seen.new_zeros(len(rows), length, dtype=torch.long)
+    tiles = torch.full_like(patches, -1)
+    for number, (row, _) in enumerate(rows):
+        found = [is_seen[tile].nonzero()[:, 0] + tile * is_seen.shape[1] for tile in row]
+        patches[number, : sum(map(len, found))] = torch.cat(found)
+        tiles[number, : sum(map(len, found))] = torch.tensor(row).repeat_interleave(counts[row])
+    return patches, tiles
 
 
 def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tensor) -> ImagePlan:
@@ -230,6 +271,7 @@ def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tens
     is_complete = ((num_kept > 0) == (is_thumbnail.cumsum(0) > 0)).all()
     torch_compilable_check(is_permutation & is_complete, "`image_token_positions` is no permutation of image tokens.")
     torch_compilable_check(num_kept.sum() == num_image_tokens, "Image features and image tokens do not match.")
+    torch_compilable_check((positions != UNSEEN).all(), "`drop_uniform_patches` is not available in compiled code.")
     is_last_tile = torch.cat([is_thumbnail[1:], torch.ones_like(is_thumbnail[:1])]).expand_as(is_kept)
     tile_indices = torch.arange(positions.shape[0], device=positions.device)
     return ImagePlan(tile_indices, cell_indices=order, is_last_tile=is_last_tile.flatten()[order])
@@ -271,6 +313,7 @@ __all__ = [
     "check_tiles",
     "comparable",
     "digest",
+    "pack_patches",
     "pick_tiles",
     "plan_images",
     "trace_plan",

@@ -27,6 +27,7 @@ from torch import nn
 from transformers import AutoModel, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask, packed_sequence_mask_function
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.siglip.modeling_siglip import eager_attention_forward
@@ -44,6 +45,7 @@ from .image_plan import (
     check_prompt,
     check_tiles,
     comparable,
+    pack_patches,
     pick_tiles,
     plan_images,
     trace_plan,
@@ -330,10 +332,15 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         outputs.pooler_output = image_plan.split(outputs.pooler_output.add_(embedding))
         return outputs
 
-    def get_vision_features(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_vision_features(
+        self, pixel_values: torch.Tensor, encoded_cells: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
         r"""
         Encodes tiles `(tiles, channels, height, width)` to the features that the connector pools, `last_hidden_state`
         of shape `(tiles, patches, feature_size)`. [`forward`] takes them as `vision_features`.
+
+        With `encoded_cells` of shape `(tiles, pooled_cells)`, on the CPU, the vision tower sees only the patches of
+        these cells, and the features of the others are 0. Hidden states and attentions are not available then.
         """
         # Only the hidden states of the blocks in use are kept, or on request all of them, the embeddings first.
         keep_all = bool(kwargs.pop("output_hidden_states", None) or self.vision_tower.config.output_hidden_states)
@@ -341,8 +348,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         # A frozen tower needs no backward pass, which gradient checkpointing would run to reach its hooked embeddings.
         is_trained = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with contextlib.nullcontext() if is_trained else torch.no_grad():
-            outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
-        features = torch.cat([outputs.hidden_states[layer] for layer in layers], dim=-1)
+            if encoded_cells is None:
+                outputs = self.vision_tower(pixel_values, output_hidden_states=keep_all or layers, **kwargs)
+                features = torch.cat([outputs.hidden_states[layer] for layer in layers], dim=-1)
+            else:
+                if keep_all or kwargs.get("output_attentions") or self.vision_tower.config.output_attentions:
+                    raise ValueError("`drop_uniform_patches` is not available with hidden states and attentions.")
+                outputs = BaseModelOutputWithPooling()
+                features = self._encode_patches(pixel_values, encoded_cells)
         # The published code zeroes the features of all-black tiles.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
         return BaseModelOutputWithPooling(
@@ -350,6 +363,34 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             hidden_states=outputs.hidden_states if keep_all else None,
             attentions=outputs.attentions,
         )
+
+    def _encode_patches(self, pixel_values: torch.Tensor, encoded_cells: torch.Tensor) -> torch.Tensor:
+        """Features `(tiles, patches, feature_size)` of the patches of some cells, with several tiles in a row."""
+        tower, device = self.vision_tower, pixel_values.device
+        if "flash" in self.config.vision_config._attn_implementation:
+            raise ValueError('`drop_uniform_patches` needs `attn_implementation="sdpa"` or "eager".')
+        (rows, cols), side = self.config.pooled_shape, self.config.patches_per_side
+        index = torch.arange(side) // self.config.pooling_size  # patches beyond the last cell count as those of it
+        cell = index.clamp(max=rows - 1)[:, None] * cols + index.clamp(max=cols - 1)
+        patches, tiles = pack_patches(encoded_cells[:, cell.flatten()])  # [rows, length]
+        is_patch = (tiles >= 0).flatten().nonzero()[:, 0].to(device)
+        patches, tiles = patches.to(device), tiles.to(device)
+
+        embeddings = tower.embeddings(pixel_values)  # [tiles, patches, width]
+        num_tiles, num_patches, _ = embeddings.shape
+        hidden_states = embeddings.flatten(0, 1)[patches]  # [rows, length, width]
+        mask = create_bidirectional_mask(
+            tower.config, hidden_states, None, and_mask_function=packed_sequence_mask_function(tiles)
+        )
+        states = {}
+        for number, block in enumerate(tower.encoder.layers):
+            hidden_states = block(hidden_states, mask)
+            if number in self.config.vision_feature_layer:
+                states[number] = hidden_states
+        features = torch.cat([states[block] for block in self.config.vision_feature_layer], dim=-1)
+        features = features.flatten(0, 1)[is_patch]
+        unpacked = features.new_zeros(num_tiles * num_patches, features.shape[-1])
+        return unpacked.index_copy(0, patches.flatten()[is_patch], features).unflatten(0, (num_tiles, num_patches))
 
     def _encode_images(
         self,
@@ -366,7 +407,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
         def encode(plan: ImagePlan) -> BaseModelOutputWithPooling:
             part = tiles[plan.tile_indices.to(tiles.device)]
-            outputs = BaseModelOutputWithPooling(part) if are_features else self.get_vision_features(part, **kwargs)
+            if are_features:
+                outputs = BaseModelOutputWithPooling(part)
+            else:
+                outputs = self.get_vision_features(part, plan.encoded_cells, **kwargs)
             features = outputs.last_hidden_state
             pooled = self.connector(
                 features, plan.cell_indices.to(features.device), plan.is_last_tile.to(features.device)

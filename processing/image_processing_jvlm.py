@@ -40,7 +40,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, auto_docstring, logging
 
 from ..configuration.config_files import check_config_files
-from ..configuration.configuration_jvlm import default_pooled_grid
+from ..configuration.configuration_jvlm import UNSEEN, default_pooled_grid
 from ..configuration.setting_kinds import IMAGE_PROCESSOR, check_settings, value_errors
 from ..published_format.published_schema import read_image_processor
 from .image_conversion import to_rgb, with_channel_axis
@@ -80,6 +80,8 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     drop_uniform_cells (`bool`, *optional*, defaults to `False`):
         Whether cells of tiles that show a single colour get no image tokens. The thumbnail keeps all of its cells, and
         every tile at least one. The published weights were not trained with it.
+    drop_uniform_patches (`bool`, *optional*, defaults to `False`):
+        Whether the vision tower leaves out the patches of uniform cells without tokens. Needs `drop_uniform_cells`.
     uniform_tolerance (`float`, *optional*, defaults to 8):
         Largest difference, of 255, between the pixels of a cell in each channel with which it counts as uniform.
     max_image_tokens (`int`, *optional*):
@@ -98,6 +100,7 @@ class JinaVLMImageProcessorKwargs(ImagesKwargs, total=False):
     antialias: bool
     resize_in_float32: bool
     drop_uniform_cells: bool
+    drop_uniform_patches: bool
     uniform_tolerance: float | int
     max_image_tokens: int | None
 
@@ -118,7 +121,7 @@ class JinaVLMImageProcessor(PilBackend):
     - **pixel_values** (float32, `[tiles, 3, size, size]`): the tiles of all images. Each image has its thumbnail
       first, then its tiles in row-major order.
     - **image_token_positions** (int64, `[tiles, pooled cells]`): index of each pooled cell among the image tokens of
-      its image, -1 for dropped cells.
+      its image, -1 for dropped cells, and -2 for those whose patches the vision tower leaves out.
     - **image_grids** (int64, `[images, 2]`): rows and columns of tiles of each image.
 
     Raises:
@@ -150,6 +153,7 @@ class JinaVLMImageProcessor(PilBackend):
     antialias = False
     resize_in_float32 = False
     drop_uniform_cells = False
+    drop_uniform_patches = False
     uniform_tolerance = 8.0
     max_image_tokens = None
 
@@ -416,6 +420,8 @@ def _positions(
     positions = geometry.drop_cells(grid, is_uniform.numpy())
     num_tokens, num_cells = geometry.num_tokens(grid)
     num_tokens += int(positions.max()) + 1 - num_cells
+    if settings.drop_uniform_patches:
+        positions[1:][(positions[1:] < 0) & is_uniform[1:].numpy()] = UNSEEN
     return positions if num_tokens <= (settings.max_image_tokens or sys.maxsize) else None
 
 
@@ -442,6 +448,8 @@ def _check_values(settings: SimpleNamespace):
         raise ValueError(f"`min_pixels` ({settings.min_pixels}) must be at most `max_pixels` ({settings.max_pixels}).")
     if settings.do_center_crop or settings.do_pad or settings.data_format not in (None, ChannelDimension.FIRST):
         raise ValueError("`do_center_crop`, `do_pad` and a `data_format` other than channels first are not supported.")
+    if settings.drop_uniform_patches and not settings.drop_uniform_cells:
+        raise ValueError("`drop_uniform_patches` needs `drop_uniform_cells=True`: cells with tokens need their patches.")
     if (limit := settings.max_image_tokens) is not None:
         fewest = _geometry(settings).num_tokens((1, 1))[0]
         if limit < fewest:
