@@ -1,13 +1,14 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """
 What fewer image tokens cost the digit model: its exact answers by the share of tokens that are dropped, as shipped and
-after a short fine-tuning without the dropped tokens.
+after short fine-tunings without the dropped tokens, with and without their patches in the vision tower.
 
     python -m benchmarks.dropped_tokens [--output_dir OUT] [--steps 150] [--num_pages 360]
 
-Tokens are dropped in two ways: cells of one colour with a growing `uniform_tolerance`, and smaller grids of tiles by
-`max_image_tokens`. The fine-tuned model is trained with `drop_uniform_cells` and the tolerance of the image processor.
-OUT has the fine-tuned model, the results as JSON and the figure. What is complete there is not computed again.
+Tokens are dropped in three ways: cells of one colour with a growing `uniform_tolerance`, the same with their patches
+(`drop_uniform_patches`), and smaller grids of tiles by `max_image_tokens`. The models are fine-tuned with
+`drop_uniform_cells` alone or with both settings, and the tolerance of the image processor. OUT has the fine-tuned
+models, the results as JSON and the figure. What is complete there is not computed again.
 
     python -m benchmarks.dropped_tokens --documents
 
@@ -35,17 +36,21 @@ BATCH_SIZE = 32
 # Strength of the degradation of a document, and the layout.
 PHOTOGRAPHS = [(strength, layout) for strength in (0.0, 1.0) for layout in ("independent", "stitched")]
 # Settings of the image processor by the name of their curve.
+CELLS, PATCHES = {"drop_uniform_cells": True}, {"drop_uniform_cells": True, "drop_uniform_patches": True}
+TOLERANCES = (0.0, 64.0, 160.0, 200.0)
 CURVES = {
-    "uniform cells": [{"drop_uniform_cells": True, "uniform_tolerance": value} for value in (0.0, 64.0, 160.0, 200.0)],
+    "uniform cells": [{**CELLS, "uniform_tolerance": value} for value in TOLERANCES],
+    "uniform cells and patches": [{**PATCHES, "uniform_tolerance": value} for value in TOLERANCES],
     "smaller grids": [{"max_image_tokens": value} for value in (120, 84, 48, 24)],
 }
 
 
-def tune(folder: Path, steps: int) -> Path:
-    """Fine-tunes the shipped model on pages without the tokens of their uniform cells. Returns the folder."""
+def tune(folder: Path, steps: int, settings: dict) -> Path:
+    """Fine-tunes the shipped model with settings of its image processor. Returns the folder."""
     if not (folder / "config.json").is_file():
         processor = AutoProcessor.from_pretrained(MODEL)
-        processor.image_processor.drop_uniform_cells = True
+        for name, value in settings.items():
+            setattr(processor.image_processor, name, value)
         args = JinaVLMTrainingArguments(
             output_dir=str(folder),
             per_device_train_batch_size=BATCH_SIZE,
@@ -82,7 +87,7 @@ def measure(model: Path, settings: dict, num_pages: int, folder: Path) -> dict:
         `all`.
     """
     processor = AutoProcessor.from_pretrained(model)
-    off = {"drop_uniform_cells": False}
+    off = dict.fromkeys(PATCHES, False)
     all_tokens = count_tokens(processor, num_pages, **off)
     dropped = 1 - count_tokens(processor, num_pages, **{**off, **settings}) / all_tokens
     for name, value in {**off, **settings}.items():
@@ -103,7 +108,11 @@ def run(output: Path, steps: int, num_pages: int) -> dict[str, dict[str, list[di
     output.mkdir(parents=True, exist_ok=True)
     path = output / "results.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    models = {"as shipped": MODEL, f"fine-tuned, {steps} steps": tune(output / "tuned", steps)}
+    models = {
+        "as shipped": MODEL,
+        f"fine-tuned without cells, {steps} steps": tune(output / "cells", steps, CELLS),
+        f"fine-tuned without patches, {steps} steps": tune(output / "patches", steps, PATCHES),
+    }
     cases = [(name, settings) for name in models for curve in ([{}], *CURVES.values()) for settings in curve]
     for name, settings in logging.tqdm(cases, desc="Settings"):
         key = f"{name}, {num_pages} pages, {json.dumps(settings)}"
@@ -157,8 +166,8 @@ def plot(results: dict[str, dict[str, list[dict]]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, color in zip(results, ("tab:blue", "tab:orange"), strict=True):
-        for (curve, points), style in zip(results[name].items(), ("o-", "s--"), strict=True):
+    for name, color in zip(results, ("tab:blue", "tab:orange", "tab:green"), strict=True):
+        for (curve, points), style in zip(results[name].items(), ("o-", "^:", "s--"), strict=True):
             shares = [100 * point["dropped"] for point in points]
             rates = [100 * point["right"] / point["all"] for point in points]
             axes.plot(shares, rates, style, color=color, label=f"{curve}, {name}")

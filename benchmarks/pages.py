@@ -35,6 +35,7 @@ PAGES = {"page": ("note", (4, 3)), "receipt": ("receipt", (4, 3)), "chart": ("ba
 OTHERS = ("LFM2-VL", "SmolVLM", "Molmo2", "Qwen3-VL")
 NUM_TOKENS = 8
 OURS = {
+    "JinaVLM, without uniform patches": {"drop_uniform_cells": True, "drop_uniform_patches": True},
     "JinaVLM, without uniform cells": {"drop_uniform_cells": True},
     "JinaVLM": {},
     "JinaVLM, every tile": {},
