@@ -166,8 +166,8 @@ def plot(results: dict[str, dict[str, list[dict]]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, color in zip(results, ("tab:blue", "tab:orange", "tab:green"), strict=True):
-        for (curve, points), style in zip(results[name].items(), ("o-", "^:", "s--"), strict=True):
+    for name, color in zip(results, ("tab:blue", "tab:orange", "tab:green"), strict=False):
+        for (curve, points), style in zip(results[name].items(), ("o-", "^:", "s--"), strict=False):
             shares = [100 * point["dropped"] for point in points]
             rates = [100 * point["right"] / point["all"] for point in points]
             axes.plot(shares, rates, style, color=color, label=f"{curve}, {name}")

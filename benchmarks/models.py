@@ -94,14 +94,24 @@ def build_config(size: str) -> JinaVLMConfig:
 
 
 @torch.no_grad
-def random_model(model_class, config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model with normal weights of standard deviation 0.02. For speed, the values repeat after 2**20."""
+def random_model(
+    model_class, config, dtype: torch.dtype, device: torch.device, block: torch.Tensor | None = None
+) -> PreTrainedModel:
+    """
+    A model with normal weights of standard deviation 0.02. For speed, the values repeat after 2**20. With a `block`,
+    weights are views of it, one after the other and from its start again, so that several models fit into memory.
+    """
     with init.no_init_weights():
         build = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
         model = build(config, dtype=dtype).to(device).eval()
     noise = 0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    start = 0
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
+        if parameter.ndim > 1 and block is not None:
+            start = start if start + parameter.numel() <= len(block) else 0
+            parameter.data = block[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
+        elif parameter.ndim > 1:
             rows, rest = divmod(parameter.numel(), len(noise))
             flat = parameter.view(-1)
             flat[: rows * len(noise)].view(rows, len(noise)).copy_(noise)
@@ -120,11 +130,25 @@ class Bench:
         dtype (`torch.dtype`): dtype of weights and pixels.
         device (`torch.device`): device of the models.
         max_seconds (`float`): approximate time limit of a comparison.
+        share_weights (`bool`): whether the models share a block of weights, many times as large as processor caches.
     """
 
-    def __init__(self, size: str, dtype: torch.dtype, device: torch.device, max_seconds: float = 240.0):
+    def __init__(
+        self,
+        size: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_seconds: float = 240.0,
+        share_weights: bool = False,
+    ):
         self.size, self.dtype, self.device, self.max_seconds = size, dtype, device, max_seconds
         self.config = build_config(size)
+        self.block = None
+        if share_weights:
+            text = self.config.text_config
+            generator = torch.Generator().manual_seed(0)
+            noise = 0.02 * torch.randn(text.vocab_size * text.hidden_size, generator=generator)
+            self.block = noise.to(device, dtype)
 
     @cached_property
     def geometry(self) -> TileGeometry:
@@ -141,7 +165,11 @@ class Bench:
     @cached_property
     def model(self) -> PreTrainedModel:
         """JinaVLM."""
-        return random_model(AutoModelForImageTextToText, self.config, self.dtype, self.device)
+        return self.random_model(self.config)
+
+    def random_model(self, config) -> PreTrainedModel:
+        """A model of another configuration, with the dtype and the device of this object."""
+        return random_model(AutoModelForImageTextToText, config, self.dtype, self.device, self.block)
 
     @cached_property
     def tower(self) -> SiglipVisionModel:
@@ -219,7 +247,7 @@ class Bench:
         return {name: getattr(vision, name) for name in names}
 
     def _other(self, config, num_image_tokens: int, **inputs) -> tuple[PreTrainedModel, dict]:
-        model = random_model(AutoModelForImageTextToText, config, self.dtype, self.device)
+        model = self.random_model(config)
         model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
         image_tokens = torch.full((1, num_image_tokens), self.config.image_token_id, device=self.device)
         inputs["input_ids"] = torch.cat([image_tokens, self.text(TEXT_TOKENS)], dim=1)

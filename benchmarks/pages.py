@@ -7,28 +7,31 @@ what a page has twice or where it is empty, against another model at the default
     python -m benchmarks.pages --only-tokens
 
 All models have random weights and, except for their connectors and their kinds of attention, the widths and depths of
-JinaVLM, so that they differ in what they make of a page. Qwen3-VL has the vision tower of its 2B model. The pages are
-drawn as by `examples.documents`, without noise; the photo is one of scikit-learn. Models are measured in turn, round
-by round. Ratios are those of the rounds: the median, the smallest and the largest. Needs the extras `documents` and
-`bench`, and torchvision for the image processors of LFM2-VL and Molmo2. `--only-tokens` counts tokens, without models.
+JinaVLM, so that they differ in what they make of a page. Qwen3-VL has the vision tower of its 2B model. The weights of
+all models are views of one block, so that they fit into memory together. The pages are drawn as by
+`examples.documents`, without noise; the photo is one of scikit-learn. Models are measured in turn, round by round.
+Ratios are those of the rounds: the median, the smallest and the largest. Needs the extras `documents` and `bench`, and
+torchvision for the image processors of LFM2-VL and Molmo2. `--only-tokens` counts tokens, without models.
 """
 
 import argparse
 import json
-from functools import partial
+import statistics
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers import GenerationConfig
 
 from jvlm import JinaVLMImageProcessor, plan_images
+from jvlm.modeling.image_plan import pack_patches
 
 from . import report
 from .__main__ import machine
+from .measure import measure
 from .models import SIZES, TEXT_TOKENS, Bench
-from .stages import compare_tokens, generate_with
+from .stages import MIN_ROUNDS, generate_with
 
 
 PAGES = {"page": ("note", (4, 3)), "receipt": ("receipt", (4, 3)), "chart": ("bar chart", (3, 4))}
@@ -99,8 +102,6 @@ def other_model(bench: Bench, name: str):
         return bench.other(name)[0]
     from transformers import Qwen3VLConfig
 
-    from .models import random_model
-
     text = bench.config.text_config
     config = Qwen3VLConfig(
         text_config={**bench.text_fields, "head_dim": text.head_dim},
@@ -110,7 +111,7 @@ def other_model(bench: Bench, name: str):
         },
         image_token_id=bench.config.image_token_id,
     )
-    model = random_model(AutoModelForImageTextToText, config, bench.dtype, bench.device)
+    model = bench.random_model(config)
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
     return model
 
@@ -139,7 +140,8 @@ def count(bench: Bench, pages: list[str], others: list[str]) -> str:
             inputs = our_inputs(bench, image, name)
             plan = inputs.get("image_plan") or plan_images(inputs["image_token_positions"], inputs["pixel_values"])
             tokens = inputs["input_ids"].shape[1] - TEXT_TOKENS
-            cells.append(f"{tokens} tokens, {len(plan.tile_indices)} tiles")
+            rows = "" if plan.encoded_cells is None else f" in {len(pack_patches(plan.encoded_cells)[0])} rows"
+            cells.append(f"{tokens} tokens, {len(plan.tile_indices)} tiles{rows}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for name in others:
         counts = [other_inputs(bench, image, name)["num_tokens"] for image in images.values()]
@@ -147,18 +149,57 @@ def count(bench: Bench, pages: list[str], others: list[str]) -> str:
     return "\n".join(lines)
 
 
-def compare_page(bench: Bench, page: str, other: str, names: list[str]) -> list[dict]:
-    """Records of JinaVLM and another model, which is the baseline."""
+def compare_page(bench: Bench, page: str, others: list[str]) -> list[dict]:
+    """
+    Records of JinaVLM with all settings and of other models, measured in turn: `name`, `tokens` of the prompt, `first`
+    and `later` with the seconds of each round, and `peak_memory` in bytes.
+    """
     image = draw(page)
-    functions, lengths = {}, {}
-    for name in names:
-        inputs = our_inputs(bench, image, name)
-        lengths[name] = inputs["input_ids"].shape[1]
-        functions[f"{name}, {lengths[name]} tokens"] = partial(generate_with, bench.model, inputs, NUM_TOKENS)
-    inputs = full_inputs(bench, other_inputs(bench, image, other))
-    model = other_model(bench, other)
-    functions[f"{other}, {inputs['input_ids'].shape[1]} tokens"] = partial(generate_with, model, inputs, NUM_TOKENS)
-    return compare_tokens(bench, functions, f"{page}, ")
+    prompts = {name: (bench.model, our_inputs(bench, image, name)) for name in OURS}
+    for name in others:
+        prompts[name] = (other_model(bench, name), full_inputs(bench, other_inputs(bench, image, name)))
+    clocks: dict[str, list] = {name: [] for name in prompts}
+    calls = {
+        name: lambda name=name, each=each: clocks[name].append(generate_with(*each, NUM_TOKENS))
+        for name, each in prompts.items()
+    }
+    measured = measure(calls, bench.device, max_rounds=MIN_ROUNDS + 1, max_seconds=bench.max_seconds)
+    records = []
+    for name, (_, inputs) in prompts.items():
+        kept = clocks[name][-len(measured[name].seconds) :]
+        records.append(
+            {
+                "page": page,
+                "name": name,
+                "tokens": inputs["input_ids"].shape[1],
+                "first": [clock.first for clock in kept],
+                "later": [clock.later for clock in kept],
+                "peak_memory": measured[name].peak_memory,
+            }
+        )
+    return records
+
+
+def table(records: list[dict]) -> str:
+    """The records of a page as Markdown. Ratios are those of the rounds: the median, the smallest and the largest."""
+    baselines = [each for each in records if each["name"] == "JinaVLM, every tile" or each["name"] not in OURS]
+    names = " | ".join(f"to {each['name'].removeprefix('JinaVLM, ')}" for each in baselines)
+    lines = [
+        f"| {records[0]['page']} | tokens | first token | {names} | later token | {names} | peak memory |",
+        f"|---|---:|{'---:|' * (2 + 2 * len(baselines))}---:|",
+    ]
+    for each in records:
+        cells = [each["name"], str(each["tokens"])]
+        for part, unit, factor in (("first", "s", 1), ("later", "ms", 1000)):
+            cells.append(f"{statistics.median(each[part]) * factor:.3g} {unit}")
+            for other in baselines:
+                ratios = sorted(one / two for one, two in zip(each[part], other[part], strict=True))
+                is_known = other is not each and len(ratios) >= MIN_ROUNDS
+                text = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+                cells.append(text if is_known else "")
+        cells.append(report.gigabytes(each["peak_memory"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -175,18 +216,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     np.random.seed(0)
-    bench = Bench(args.size, getattr(torch, args.dtype), torch.device(args.device), args.seconds)
+    bench = Bench(args.size, getattr(torch, args.dtype), torch.device(args.device), args.seconds, share_weights=True)
     print(count(bench, args.pages, args.others), flush=True)
     if args.only_tokens:
         return
-    results = []
+    results: list[dict] = []
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    for other in args.others:
-        for page in args.pages:
-            records = compare_page(bench, page, other, list(OURS))
-            results.append({"stage": "pages", "dtype": args.dtype, **machine(bench.device), "records": records})
-            print(report.table(results[-1:]), flush=True)
-            args.output.write_text(json.dumps(results, indent=1) + "\n")
+    for page in args.pages:
+        results += compare_page(bench, page, args.others)
+        print(f"\n{table([each for each in results if each['page'] == page])}", flush=True)
+        values = {"dtype": args.dtype, "size": args.size, **machine(bench.device), "records": results}
+        args.output.write_text(json.dumps(values, indent=1) + "\n")
 
 
 if __name__ == "__main__":

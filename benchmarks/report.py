@@ -9,7 +9,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _gigabytes(num_bytes: int | None) -> str:
+def gigabytes(num_bytes: int | None) -> str:
     if num_bytes is None:
         return ""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
@@ -27,7 +27,7 @@ def _notes(record: dict) -> str:
     if "tokens_per_second" in record:
         notes.append(f"{record['tokens_per_second']:.2f} tokens/s")
     if "held_memory" in record:
-        notes.append(f"holds {_gigabytes(record['held_memory'])}")
+        notes.append(f"holds {gigabytes(record['held_memory'])}")
     if "agreement" in record:
         notes.append(f"{record['agreement']:.0%} of the answers as in {record.get('like', 'bfloat16')}")
     return ", ".join(notes)
@@ -54,7 +54,7 @@ def table(results: list[dict]) -> str:
                 _seconds(record["median"]),
                 _ratio(record["ratios"]),
                 record["wanted"],
-                _gigabytes(record["peak_memory"]),
+                gigabytes(record["peak_memory"]),
                 _notes(record),
             )
             lines.append(f"| {' | '.join(cells)} |")

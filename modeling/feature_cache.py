@@ -112,7 +112,9 @@ class ImageFeatureCache:
         state = digest(*_samples(model), text=repr([number, str(tiles.dtype), *_settings(model, tiles.device.type)]))
         tile_indices, cells, is_last_tile, _, _, (_, columns) = plan.to_tuple()[:6]
         seen = [()] * len(tile_indices) if plan.encoded_cells is None else plan.encoded_cells[:, None]
-        tile_keys = [bytes.fromhex(digest(tiles[index], *cells)) for index, cells in zip(tile_indices, seen, strict=True)]
+        tile_keys = [
+            bytes.fromhex(digest(tiles[index], *cells)) for index, cells in zip(tile_indices, seen, strict=True)
+        ]
         table = torch.frombuffer(bytearray(b"".join(tile_keys)), dtype=torch.int64).view(len(tile_keys), -1)
         sources = [table[cells // columns], (cells % columns)[:, None], is_last_tile[:, None]]
         return [digest(image, text=state) for image in plan.split(torch.cat(sources, dim=1))]

@@ -449,7 +449,9 @@ def _check_values(settings: SimpleNamespace):
     if settings.do_center_crop or settings.do_pad or settings.data_format not in (None, ChannelDimension.FIRST):
         raise ValueError("`do_center_crop`, `do_pad` and a `data_format` other than channels first are not supported.")
     if settings.drop_uniform_patches and not settings.drop_uniform_cells:
-        raise ValueError("`drop_uniform_patches` needs `drop_uniform_cells=True`: cells with tokens need their patches.")
+        raise ValueError(
+            "`drop_uniform_patches` needs `drop_uniform_cells=True`: cells with tokens need their patches."
+        )
     if (limit := settings.max_image_tokens) is not None:
         fewest = _geometry(settings).num_tokens((1, 1))[0]
         if limit < fewest:

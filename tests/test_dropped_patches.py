@@ -130,7 +130,8 @@ def test_batches_and_caches(build_model, build_processor, page, make_image, layo
     with torch.no_grad():
         logits = [model(**each).logits for each in (single, cells, single, cells)]
     assert (cache.num_hits, cache.num_misses) == (2, 2)  # the same pixels and tokens, other features
-    assert torch.equal(logits[0], logits[2]) and torch.equal(logits[1], logits[3])
+    assert torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[1], logits[3])
     assert not torch.equal(logits[0], logits[1])
 
 
@@ -168,7 +169,8 @@ def test_settings_are_saved(build_processor, page, tmp_path):
     again = type(processor).from_pretrained(tmp_path)
     assert again.image_processor.drop_uniform_patches is True
     positions = [each.image_processor(page)["image_token_positions"] for each in (again, processor)]
-    assert np.array_equal(*positions) and (positions[0] == -2).any()
+    assert np.array_equal(*positions)
+    assert (positions[0] == -2).any()
 
 
 def test_bad_input(build_model, build_processor, page):
