@@ -65,6 +65,8 @@ def _check_images(processor: JinaVLMProcessor) -> None:
         raise ValueError("it resizes 8-bit images bilinearly, without an anti-aliasing filter.")
     if not (settings.do_rescale and settings.do_normalize and settings.do_convert_rgb):
         raise ValueError("it rescales, normalizes and converts images to RGB.")
+    if settings.drop_uniform_cells or settings.max_image_tokens is not None:
+        raise ValueError("it gives image tokens to all cells.")
     if not processor.tokenizer.is_fast:
         raise ValueError("it needs a tokenizer.json.")
 

@@ -114,6 +114,11 @@ def export_runtime(
     source = local_folder(checkpoint)
     config = load_config(source)
     processor = load_processor(source, config)
+    if processor.image_processor.drop_uniform_patches:
+        raise ValueError(
+            "The graphs encode whole tiles, but the image processor has `drop_uniform_patches=True`; export the "
+            "checkpoint with an image processor that has not."
+        )
     model = load_model(source, dtype).eval()
     write = getattr(runtime_graphs, f"write_{runtime}")
     output = Path(output)

@@ -367,8 +367,11 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     def _encode_patches(self, pixel_values: torch.Tensor, encoded_cells: torch.Tensor) -> torch.Tensor:
         """Features `(tiles, patches, feature_size)` of the patches of some cells, with several tiles in a row."""
         tower, device = self.vision_tower, pixel_values.device
-        if "flash" in self.config.vision_config._attn_implementation:
-            raise ValueError('`drop_uniform_patches` needs `attn_implementation="sdpa"` or "eager".')
+        if tower.config._attn_implementation not in ("sdpa", "eager") or torch.compiler.is_compiling():
+            raise ValueError(
+                "`drop_uniform_patches` needs `attn_implementation` to be \"sdpa\" or \"eager\", not "
+                f"{tower.config._attn_implementation!r}, and no compiled vision tower."
+            )
         (rows, cols), side = self.config.pooled_shape, self.config.patches_per_side
         index = torch.arange(side) // self.config.pooling_size  # patches beyond the last cell count as those of it
         cell = index.clamp(max=rows - 1)[:, None] * cols + index.clamp(max=cols - 1)
@@ -407,6 +410,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
 
         def encode(plan: ImagePlan) -> BaseModelOutputWithPooling:
             part = tiles[plan.tile_indices.to(tiles.device)]
+            if are_features and plan.encoded_cells is not None:
+                raise ValueError("`vision_features` are those of whole tiles; leave out `drop_uniform_patches`.")
             if are_features:
                 outputs = BaseModelOutputWithPooling(part)
             else:

@@ -9,7 +9,7 @@ import torch
 from helpers import LAYOUTS
 
 from jvlm import ImageFeatureCache, plan_images
-from jvlm.modeling.image_plan import pack_patches
+from jvlm.modeling.image_plan import pack_patches, trace_plan
 
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -180,6 +180,22 @@ def test_bad_input(build_model, build_processor, page):
     inputs = processor(images=page, text="<|image|>", return_tensors="pt", **PATCHES)
     with pytest.raises(ValueError, match="`drop_uniform_patches` is not available with hidden states"):
         model(**inputs, output_hidden_states=True)
+    given = dict(inputs)
+    with torch.no_grad():
+        given["vision_features"] = model.model.get_vision_features(given.pop("pixel_values")).last_hidden_state
+        with pytest.raises(ValueError, match="`vision_features` are those of whole tiles"):
+            model(**given)
     model.config.vision_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match='`drop_uniform_patches` needs `attn_implementation="sdpa"` or "eager"'):
+    with pytest.raises(ValueError, match="`drop_uniform_patches` needs `attn_implementation`.*flash_attention_2"):
         model(**inputs)
+
+
+@torch.no_grad
+def test_compiled_code_encodes_the_right_patches_or_none(build_model, build_processor, page):
+    model, inputs = build_model(), build_processor()(images=page, text="<|image|>", return_tensors="pt", **PATCHES)
+    with pytest.raises(ValueError, match="`drop_uniform_patches` is not available in compiled code"):
+        trace_plan(inputs["image_token_positions"], (inputs["input_ids"] == model.config.image_token_id).sum())
+    plan = plan_images(inputs["image_token_positions"], inputs["pixel_values"])
+    torch.compiler.reset()
+    with pytest.raises(Exception, match="drop_uniform_patches.*compiled vision tower"):
+        torch.compile(model.forward, backend="eager", fullgraph=True)(**inputs, image_plan=plan)

@@ -138,6 +138,10 @@ def test_what_a_runtime_lacks_is_an_error(digits_onnx, digits):
         exported.generate(**inputs, **GREEDY, cache_implementation="static")
     with pytest.raises(ValueError, match="cannot be saved; copy its folder"):
         exported.save_pretrained("elsewhere")
+    dropped = {"drop_uniform_cells": True, "drop_uniform_patches": True}
+    page = digits[1](images=held_out_pages(12)[-1].image, text="<|image|>", return_tensors="pt", **dropped)
+    with pytest.raises(ValueError, match="The graph encodes whole tiles; leave out `drop_uniform_patches`"):
+        exported(**page)
 
 
 def test_wrong_folders(copy, digits_onnx, monkeypatch):
@@ -212,6 +216,13 @@ def test_digest_of_a_large_file_depends_on_its_end(tmp_path):
 def test_wrong_exports(tmp_path, arguments, text):
     with pytest.raises(ValueError, match=text):
         export_runtime(MODEL, output=tmp_path / "exported", **arguments)
+
+
+def test_whole_tiles_alone_are_exported(build_model, build_processor, tmp_path):
+    for part in (build_model(), build_processor(drop_uniform_cells=True, drop_uniform_patches=True)):
+        part.save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="the image processor has `drop_uniform_patches=True`"):
+        export_runtime(tmp_path / "checkpoint", "torch", tmp_path / "exported")
 
 
 def test_export_needs_packages_and_a_new_folder(tmp_path, monkeypatch):
@@ -294,6 +305,8 @@ def test_processors_that_the_script_does_not_know(build_processor, tmp_path, cap
     for processor, text in (
         (build_processor(antialias=True), "it resizes 8-bit images bilinearly"),
         (build_processor(do_normalize=False), "it rescales, normalizes and converts"),
+        (build_processor(drop_uniform_cells=True), "it gives image tokens to all cells"),
+        (build_processor(max_image_tokens=100), "it gives image tokens to all cells"),
     ):
         write_answer_script(processor, tmp_path)
         assert text in caplog.text

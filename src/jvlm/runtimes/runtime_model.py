@@ -123,6 +123,10 @@ class _VisionTower(nn.Module):
         self.states = [block + _FIRST_BLOCK for block in config.vision_feature_layer or ()]
         self.kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
+    @property
+    def embeddings(self):
+        raise ValueError("The graph encodes whole tiles; leave out `drop_uniform_patches`.")
+
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> SimpleNamespace:
         pixel_values = pixel_values.to(self.dtype)
         keys = [sha256(tile.contiguous().view(torch.uint8).numpy().data).digest() for tile in pixel_values]
