@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.mkldnn import to_mkldnn
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 
@@ -17,7 +18,14 @@ def _dynamic_int8(model: PreTrainedModel) -> PreTrainedModel:
     with warnings.catch_warnings():
         # PyTorch recommends torchao instead. On CPUs, that needs torch.compile and is slower for one token.
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
+def _onednn(model: PreTrainedModel) -> PreTrainedModel:
+    base = model.model
+    for part in (base.vision_tower.encoder, base.connector, base.language_model):
+        to_mkldnn(part)  # replaces its linear layers
+    return model
 
 
 @dataclass
@@ -54,6 +62,7 @@ BASELINE = "float32"
 WAYS = {
     "int8 weights, dynamic": Way(torch.float32, _dynamic_int8),
     "bfloat16": Way(torch.bfloat16),
+    "float32, products of oneDNN": Way(torch.float32, _onednn),
     "float32, products in bfloat16": Way(torch.float32, precision="medium"),
     BASELINE: Way(torch.float32),
 }

@@ -2,6 +2,7 @@
 """The benchmarked models at three sizes, with random weights: JinaVLM, its components and other models."""
 
 import gc
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +24,8 @@ from transformers import initialization as init
 
 from jvlm import JinaVLMConfig, JinaVLMImageProcessor
 from jvlm.processing.tiling import TileGeometry
+
+from .cpu import WAYS
 
 
 # Fields of JinaVLMConfig. "full" is the model of the figure, "medium" has about an eighth of its parameters.
@@ -143,6 +146,7 @@ class Bench:
     ):
         self.size, self.dtype, self.device, self.max_seconds = size, dtype, device, max_seconds
         self.config = build_config(size)
+        self.ways: Sequence[str] = tuple(WAYS)  # which to compare in the stage `cpu_ways`
         self.block = None
         if share_weights:
             text = self.config.text_config

@@ -149,7 +149,10 @@ def _samples(model: Any) -> list[torch.Tensor]:
     plain = [
         weight.detach().flatten()
         for weight in _weights(model)
-        if type(weight) in (nn.Parameter, torch.Tensor) and weight.is_floating_point() and not weight.is_meta
+        if type(weight) in (nn.Parameter, torch.Tensor)
+        and weight.is_floating_point()
+        and weight.layout == torch.strided
+        and not weight.is_meta
     ]
     # One tensor, because each is copied to the host.
     return [torch.cat([values[:: -(-len(values) // _NUM_SAMPLES)].float() for values in plain])] if plain else []

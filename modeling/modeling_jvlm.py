@@ -369,7 +369,7 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         tower, device = self.vision_tower, pixel_values.device
         if tower.config._attn_implementation not in ("sdpa", "eager") or torch.compiler.is_compiling():
             raise ValueError(
-                "`drop_uniform_patches` needs `attn_implementation` to be \"sdpa\" or \"eager\", not "
+                '`drop_uniform_patches` needs `attn_implementation` to be "sdpa" or "eager", not '
                 f"{tower.config._attn_implementation!r}, and no compiled vision tower."
             )
         (rows, cols), side = self.config.pooled_shape, self.config.patches_per_side

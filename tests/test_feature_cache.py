@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.utils.mkldnn import to_mkldnn
 from transformers import pipeline
 
 from jvlm import ImageFeatureCache, JinaVLMModel
@@ -87,6 +88,20 @@ def test_features_of_other_weights_are_not_used(cached, inputs, change):
     model(**inputs)
     change(model)
     model(**inputs.to(dtype=model.dtype))
+    assert (len(encoded), len(cache)) == (2, 6)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs PyTorch with oneDNN")
+@torch.no_grad
+def test_products_of_onednn(cached, inputs):
+    """Its weights have no strides."""
+    model, cache, encoded = cached
+    expected = model(**inputs).logits
+    for part in (model.model.vision_tower.encoder, model.model.connector, model.model.language_model):
+        to_mkldnn(part)
+    outputs, again = model(**inputs), model(**inputs)
+    torch.testing.assert_close(outputs.logits, expected, rtol=0, atol=1e-4)
+    assert torch.equal(outputs.logits, again.logits)
     assert (len(encoded), len(cache)) == (2, 6)
 
 
