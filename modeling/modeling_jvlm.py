@@ -354,14 +354,14 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             else:
                 if keep_all or kwargs.get("output_attentions") or self.vision_tower.config.output_attentions:
                     raise ValueError("`drop_uniform_patches` is not available with hidden states and attentions.")
-                outputs = BaseModelOutputWithPooling()
+                outputs = None
                 features = self._encode_patches(pixel_values, encoded_cells)
         # The published code zeroes the features of all-black tiles.
         is_black = (pixel_values == -1).flatten(1).all(dim=1)
         return BaseModelOutputWithPooling(
             last_hidden_state=features.masked_fill_(is_black[:, None, None], 0),  # [tiles, patches, feature_size]
             hidden_states=outputs.hidden_states if keep_all else None,
-            attentions=outputs.attentions,
+            attentions=None if outputs is None else outputs.attentions,
         )
 
     def _encode_patches(self, pixel_values: torch.Tensor, encoded_cells: torch.Tensor) -> torch.Tensor:
