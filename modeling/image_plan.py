@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.utils import ModelOutput, torch_compilable_check
 
 from ..configuration.configuration_jvlm import UNSEEN, JinaVLMConfig
@@ -236,22 +237,20 @@ def pack_patches(is_seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         `tuple[torch.LongTensor, torch.LongTensor]`, both of shape `(rows, length)`: each patch as an index into those
         of all tiles, and the tile that it belongs to, -1 where a row is not full.
     """
-    counts, rows = is_seen.sum(dim=1), []  # of each row, the tiles and the number of free places
-    for tile in counts.argsort(descending=True, stable=True).tolist():
-        count = int(counts[tile])
-        row = next((row for row in rows if row[1] >= count), None)
-        if row is None:
-            rows.append(row := [[], is_seen.shape[1]])
-        row[0].append(tile)
-        row[1] -= count
-    length = is_seen.shape[1] - min(free for _, free in rows)
-    patches = is_seen.new_zeros(len(rows), length, dtype=torch.long)
-    tiles = torch.full_like(patches, -1)
-    for number, (row, _) in enumerate(rows):
-        found = [is_seen[tile].nonzero()[:, 0] + tile * is_seen.shape[1] for tile in row]
-        patches[number, : sum(map(len, found))] = torch.cat(found)
-        tiles[number, : sum(map(len, found))] = torch.tensor(row).repeat_interleave(counts[row])
-    return patches, tiles
+    num_patches = is_seen.shape[1]
+    seen = [is_seen[tile].nonzero()[:, 0] + tile * num_patches for tile in range(len(is_seen))]
+    rows: list[list[torch.Tensor]] = []
+    free: list[int] = []  # places of each row
+    for patches in sorted(seen, key=len, reverse=True):
+        row = next((row for row, places in enumerate(free) if places >= len(patches)), len(rows))
+        if row == len(rows):
+            rows.append([])
+            free.append(num_patches)
+        rows[row].append(patches)
+        free[row] -= len(patches)
+    filled = [torch.cat(row) for row in rows]
+    tiles = pad_sequence([row // num_patches for row in filled], batch_first=True, padding_value=-1)
+    return pad_sequence(filled, batch_first=True), tiles
 
 
 def trace_plan(image_token_positions: torch.Tensor, num_image_tokens: torch.Tensor) -> ImagePlan:

@@ -385,12 +385,13 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mask = create_bidirectional_mask(
             tower.config, hidden_states, None, and_mask_function=packed_sequence_mask_function(tiles)
         )
+        layers = self.config.vision_feature_layer or []
         states = {}
         for number, block in enumerate(tower.encoder.layers):
             hidden_states = block(hidden_states, mask)
-            if number in self.config.vision_feature_layer:
+            if number in layers:
                 states[number] = hidden_states
-        features = torch.cat([states[block] for block in self.config.vision_feature_layer], dim=-1)
+        features = torch.cat([states[layer] for layer in layers], dim=-1)
         features = features.flatten(0, 1)[is_patch]
         unpacked = features.new_zeros(num_tiles * num_patches, features.shape[-1])
         return unpacked.index_copy(0, patches.flatten()[is_patch], features).unflatten(0, (num_tiles, num_patches))
