@@ -367,11 +367,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
     def _encode_patches(self, pixel_values: torch.Tensor, encoded_cells: torch.Tensor) -> torch.Tensor:
         """Features `(tiles, patches, feature_size)` of the patches of some cells, with several tiles in a row."""
         tower, device = self.vision_tower, pixel_values.device
-        if tower.config._attn_implementation not in ("sdpa", "eager") or torch.compiler.is_compiling():
-            raise ValueError(
-                '`drop_uniform_patches` needs `attn_implementation` to be "sdpa" or "eager", not '
-                f"{tower.config._attn_implementation!r}, and no compiled vision tower."
-            )
+        if torch.compiler.is_compiling():
+            raise ValueError("`drop_uniform_patches` is not available in a compiled vision tower.")
         (rows, cols), side = self.config.pooled_shape, self.config.patches_per_side
         index = torch.arange(side) // self.config.pooling_size  # patches beyond the last cell count as those of it
         cell = index.clamp(max=rows - 1)[:, None] * cols + index.clamp(max=cols - 1)
@@ -385,6 +382,10 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
         mask = create_bidirectional_mask(
             tower.config, hidden_states, None, and_mask_function=packed_sequence_mask_function(tiles)
         )
+        if mask is None:  # as for flash attention
+            raise ValueError(
+                '`drop_uniform_patches` needs attention with a mask; load with `attn_implementation="sdpa"`.'
+            )
         layers = self.config.vision_feature_layer or []
         states = {}
         for number, block in enumerate(tower.encoder.layers):

@@ -186,7 +186,7 @@ def test_bad_input(build_model, build_processor, page):
         with pytest.raises(ValueError, match="`vision_features` are those of whole tiles"):
             model(**given)
     model.config.vision_config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"`drop_uniform_patches` needs `attn_implementation`.*flash_attention_2"):
+    with pytest.raises(ValueError, match="`drop_uniform_patches` needs attention with a mask"):
         model(**inputs)
 
 
@@ -197,5 +197,5 @@ def test_compiled_code_encodes_the_right_patches_or_none(build_model, build_proc
         trace_plan(inputs["image_token_positions"], (inputs["input_ids"] == model.config.image_token_id).sum())
     plan = plan_images(inputs["image_token_positions"], inputs["pixel_values"])
     torch.compiler.reset()
-    with pytest.raises(Exception, match=r"drop_uniform_patches.*compiled vision tower"):
+    with pytest.raises(Exception, match="`drop_uniform_patches` is not available in a compiled vision tower"):
         torch.compile(model.forward, backend="eager", fullgraph=True)(**inputs, image_plan=plan)
