@@ -16,14 +16,12 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
 
 from . import report
-from .cpu import WAYS
 from .models import SIZES, Bench
 from .stages import STAGES
 
@@ -57,15 +55,7 @@ def select(names: list[str]) -> list[str]:
     return [stage for stage in STAGES if not names or any(stage.startswith(name) for name in names)]
 
 
-def run(
-    size: str,
-    dtype: str,
-    device: str,
-    stages: list[str],
-    output: Path,
-    max_seconds: float = 240.0,
-    ways: Sequence[str] = tuple(WAYS),
-) -> list[dict]:
+def run(size: str, dtype: str, device: str, stages: list[str], output: Path, max_seconds: float = 240.0) -> list[dict]:
     """
     Runs stages and writes their results.
 
@@ -77,7 +67,6 @@ def run(
         output (`Path`): folder of the results.
         max_seconds (`float`, *optional*, defaults to 240): approximate time limit of a comparison. Every comparison
             runs at least one round.
-        ways (`Sequence[str]`, *optional*): names in `WAYS`, for the stage `cpu_ways`.
 
     Returns:
         `list[dict]`: all results in the folder, including those of previous runs.
@@ -86,7 +75,6 @@ def run(
     path = output / "results.json"
     results = json.loads(path.read_text()) if path.exists() else []
     bench = Bench(size, getattr(torch, dtype), torch.device(device), max_seconds)
-    bench.ways = ways
     for stage in stages:
         print(f"{stage}, {size}, {dtype}, {device}", flush=True)
         setting = {"stage": stage, "size": size, "dtype": dtype, "device": device}
@@ -120,19 +108,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--seconds", type=float, default=240.0, help="approximate limit per comparison, default: %(default)s"
     )
-    parser.add_argument(
-        "--ways",
-        nargs="+",
-        choices=WAYS,
-        default=list(WAYS),
-        help="which to compare in the stage cpu_ways, if not all fit into memory",
-    )
     args = parser.parse_args(argv)
     try:
         stages = select(args.stages)
     except ValueError as error:
         parser.error(str(error))
-    run(args.size, args.dtype, args.device, stages, args.output, args.seconds, args.ways)
+    run(args.size, args.dtype, args.device, stages, args.output, args.seconds)
 
 
 if __name__ == "__main__":

@@ -40,12 +40,11 @@ class Way:
     """
 
     dtype: torch.dtype
-    prepare: Callable[[PreTrainedModel], PreTrainedModel] | None = None
+    prepare: Callable[[PreTrainedModel], PreTrainedModel] = lambda model: model
     precision: str = "highest"
 
     def load(self, folder: Path | str) -> PreTrainedModel:
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval()
-        return model if self.prepare is None else self.prepare(model)
+        return self.prepare(AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype).eval())
 
     @contextlib.contextmanager
     def use(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 """The benchmarked models at three sizes, with random weights: JinaVLM, its components and other models."""
 
 import gc
-from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -24,8 +23,6 @@ from transformers import initialization as init
 
 from jvlm import JinaVLMConfig, JinaVLMImageProcessor
 from jvlm.processing.tiling import TileGeometry
-
-from .cpu import WAYS
 
 
 # Fields of JinaVLMConfig. "full" is the model of the figure, "medium" has about an eighth of its parameters.
@@ -145,14 +142,16 @@ class Bench:
         share_weights: bool = False,
     ):
         self.size, self.dtype, self.device, self.max_seconds = size, dtype, device, max_seconds
-        self.config = build_config(size)
-        self.ways: Sequence[str] = tuple(WAYS)  # which to compare in the stage `cpu_ways`
-        self.block = None
-        if share_weights:
-            text = self.config.text_config
-            generator = torch.Generator().manual_seed(0)
+        self.config, self.share_weights = build_config(size), share_weights
+        self._blocks: dict[torch.dtype, torch.Tensor] = {}
+
+    def block(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """The block of weights that models of a dtype share, if they do."""
+        if self.share_weights and dtype not in self._blocks:
+            text, generator = self.config.text_config, torch.Generator().manual_seed(0)
             noise = 0.02 * torch.randn(text.vocab_size * text.hidden_size, generator=generator)
-            self.block = noise.to(device, dtype)
+            self._blocks[dtype] = noise.to(self.device, dtype)
+        return self._blocks.get(dtype)
 
     @cached_property
     def geometry(self) -> TileGeometry:
@@ -171,9 +170,10 @@ class Bench:
         """JinaVLM."""
         return self.random_model(self.config)
 
-    def random_model(self, config) -> PreTrainedModel:
-        """A model of another configuration, with the dtype and the device of this object."""
-        return random_model(AutoModelForImageTextToText, config, self.dtype, self.device, self.block)
+    def random_model(self, config, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A model of another configuration, or dtype."""
+        dtype = dtype or self.dtype
+        return random_model(AutoModelForImageTextToText, config, dtype, self.device, self.block(dtype))
 
     @cached_property
     def tower(self) -> SiglipVisionModel:

@@ -219,29 +219,24 @@ def compare_tokens(bench: Bench, functions: dict[str, Callable[[], Clock]], what
 def cpu_ways(bench: Bench) -> list[dict]:
     """Ways to run the model on a CPU, against float32, and how many answers of the shipped model are the same."""
     expected = answers(WAYS[BASELINE].load(DIGITS_MODEL))
-    ways, notes = {name: way for name, way in WAYS.items() if name in (*bench.ways, BASELINE)}, {}
-    for name, way in logging.tqdm(ways.items(), desc="Answers"):
+    notes, models, prompt = {}, {}, bench.prompt(bench.tiles(NUM_TILES))
+    # So that all ways fit into memory. What they quantize or reorder is their own.
+    shared = Bench(bench.size, torch.float32, bench.device, share_weights=True)
+    for name, way in logging.tqdm(WAYS.items(), desc="Ways"):
         with way.use():
             given = answers(way.load(DIGITS_MODEL))
         same = sum(one == other for one, other in zip(given, expected, strict=True))
         notes[name] = {"agreement": same / len(given), "like": BASELINE}
-    prompt = bench.prompt(bench.tiles(NUM_TILES))
+        models[name] = way.prepare(shared.random_model(bench.config, way.dtype))
 
-    def run(way, model) -> Clock:
-        inputs = {name: value.to(way.dtype) if value.is_floating_point() else value for name, value in prompt.items()}
+    def run(name: str) -> Clock:
+        way = WAYS[name]
+        inputs = {key: value.to(way.dtype) if value.is_floating_point() else value for key, value in prompt.items()}
         with way.use():
-            return generate_with(model, inputs, 8)
+            return generate_with(models[name], inputs, 8)
 
-    with tempfile.TemporaryDirectory() as folder:
-        bench.model.to(torch.bfloat16).save_pretrained(folder)
-        bench.forget()
-        models: dict = {}
-        for name, way in ways.items():
-            # Both float32 ways share their weights, which saves memory.
-            key = name if way.prepare else way.dtype
-            models[key] = models.get(key) or way.load(folder)
-        functions = {name: partial(run, way, models[name if way.prepare else way.dtype]) for name, way in ways.items()}
-        return compare_tokens(bench, functions, f"{NUM_TILES} tiles, ", **notes)
+    functions = {name: partial(run, name) for name in WAYS}
+    return compare_tokens(bench, functions, f"{NUM_TILES} tiles, ", **notes)
 
 
 def image_path_and_products(bench: Bench) -> list[dict]:
