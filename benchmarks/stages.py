@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
-from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, DynamicCache, TorchAoConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -20,6 +18,7 @@ from examples.digits.evaluate import MODEL as DIGITS_MODEL
 from examples.digits.evaluate import conversation
 from examples.digits.pages import MAX_DIGITS, QUESTIONS, held_out_pages
 from jvlm import JinaVLMImageProcessor
+from jvlm.cache_argument import cache_argument
 
 from .conversion import measure as measure_in_new_process
 from .cpu import BASELINE, WAYS, Clock, matrix_products
@@ -35,7 +34,7 @@ NUM_TILES = 13  # thumbnail and 3 × 4 tiles
 MIN_ROUNDS = 3  # of a ratio
 NUM_PAGES = 24  # that answers are compared on, with five questions each
 GREEDY = {"do_sample": False}
-CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
+CACHE = cache_argument()
 
 
 def record(

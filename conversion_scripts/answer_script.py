@@ -32,8 +32,9 @@ MAX_CROPS, MAX_TILE_SIZE = {MAX_CROPS}, {MAX_TILE_SIZE}
 
 def write_answer_script(processor: JinaVLMProcessor, folder: Path) -> None:
     """
-    Writes `answer.py`, the code for its tiles, `geometry.py`, and the parts of its prompt, `answer.json`, unless the
-    processor resizes or writes prompts in ways that the script does not know: then a warning says so.
+    Writes `answer.py`, the modules that it imports, `geometry.py` and `digests.py`, and the parts of its prompt,
+    `answer.json`, unless the processor resizes or writes prompts in ways that the script does not know: then a warning
+    says so.
     """
     try:
         prompt = _prompt(processor)
@@ -51,12 +52,13 @@ def write_answer_script(processor: JinaVLMProcessor, folder: Path) -> None:
     source = source.replace("import numpy as np\n", f"import numpy as np\n{code}", 1)
     (folder / "geometry.py").write_text(source, "utf-8")
     # Read and not imported: this needs onnxruntime only where it runs.
-    script = Path(find_spec("jvlm.runtimes").origin).with_name("answer.py").read_text("utf-8")  # type: ignore
+    runtimes = Path(find_spec("jvlm.runtimes").origin).parent  # type: ignore
+    script = (runtimes / "answer.py").read_text("utf-8")
     script = re.sub(r"^from transformers.*import smart_resize\n", "", script, flags=re.MULTILINE)
-    script = script.replace(
-        "from ..processing.tiling import TileGeometry", "from geometry import TileGeometry, smart_resize"
-    )
+    imports = "from ..processing.tiling import TileGeometry\nfrom .digests import digest\n"
+    script = script.replace(imports, "from digests import digest\nfrom geometry import TileGeometry, smart_resize\n")
     (folder / "answer.py").write_text(script, "utf-8")
+    (folder / "digests.py").write_text((runtimes / "digests.py").read_text("utf-8"), "utf-8")
 
 
 def _check_images(processor: JinaVLMProcessor) -> None:

@@ -123,7 +123,6 @@ def export_runtime(
     write = getattr(runtime_graphs, f"write_{runtime}")
     output = Path(output)
     num_bytes = model.num_parameters() * (model.dtype.itemsize if weights is None else 1) // (1 + (weights == "int4"))
-    parts = components(model)
     manifest = Manifest(
         runtime=runtime,
         dtype=dtype,
@@ -134,6 +133,8 @@ def export_runtime(
         versions={name: version(name) for name in ("jvlm", "torch", "transformers", *_PACKAGES[runtime])},
         files={},
     )
+    parts = components(model)
+    del model  # the weights of each part are released once it is written
     with new_folder(output, num_bytes) as folder:
         for name in logging.tqdm(COMPONENTS, desc="Graphs", unit="graph"):
             write(parts.pop(name), folder / manifest.graphs[name], weights)

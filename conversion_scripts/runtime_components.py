@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
+from ..cache_argument import cache_argument
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration, JinaVLMModel
-from ..runtimes.cache_tensors import cache_argument, cache_names, fill_cache, read_cache
+from ..runtimes.cache_tensors import cache_names, fill_cache, read_cache
 
 
 # Numbers of elements of dynamic axes in the example inputs: different, so that no two axes are taken for one.
@@ -71,7 +72,6 @@ class _Decoder(nn.Module):
         self.language_model = copy.copy(language_model)
         self.language_model._modules = {**language_model._modules}
         del self.language_model.embed_tokens
-        self.cache_argument = cache_argument(type(language_model))
 
     def forward(
         self,
@@ -93,7 +93,7 @@ class _Decoder(nn.Module):
             attention_mask={"full_attention": mask},
             position_ids=position_ids,
             use_cache=True,
-            **{self.cache_argument: cache},
+            **{cache_argument(): cache},
         )
         return outputs.last_hidden_state, *read_cache(cache)
 

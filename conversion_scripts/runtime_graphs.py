@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from .runtime_components import Component
@@ -17,6 +18,7 @@ from .runtime_components import Component
 OPSET = 20
 _BITS = {"int8": 8, "int4": 4}
 _BLOCK_SIZE = 32  # weights with a common scale
+_INT8_PRODUCTS = 4  # accuracy level of `MatMulNBits`: the inputs are quantized too
 
 
 def write_onnx(component: Component, path: Path, weights: str | None) -> None:
@@ -32,28 +34,44 @@ def write_onnx(component: Component, path: Path, weights: str | None) -> None:
             dynamo=True,
             verbose=False,
         )
-    if weights is None:
+    with TemporaryDirectory(dir=path.parent) as folder:
+        if weights is not None:
+            _quantize(program.model, _BITS[weights], Path(folder))
         onnx_ir.save(program.model, path, external_data=f"{path.name}.data")
-    else:
-        _save_quantized(program.model, path, _BITS[weights])
 
 
-def _save_quantized(model: Any, path: Path, num_bits: int) -> None:
-    """Saves a graph with linear layers of quantized weights: blocks of a column have a scale and a zero point."""
+def _quantize(model: Any, num_bits: int, folder: Path) -> None:
+    """
+    Replaces the weights of linear layers by quantized ones: blocks of a column have a scale and a zero point. They are
+    files in `folder`, mapped into memory, as there may not be room for them beside the weights.
+    """
     import onnx_ir
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
-    with TemporaryDirectory(dir=path.parent) as folder, _quiet():
-        onnx_ir.save(model, Path(folder) / path.name, external_data=f"{path.name}.data")
-        quantizer = MatMulNBitsQuantizer(
-            str(Path(folder) / path.name),
-            bits=num_bits,
-            block_size=_BLOCK_SIZE,
-            accuracy_level=4,  # products of 8-bit integers
-            op_types_to_quantize=("MatMul",),
+    settings = {"bits": num_bits, "block_size": _BLOCK_SIZE}
+    quantizer = nbits.DefaultWeightOnlyQuantizer(nbits.DefaultWeightOnlyQuantConfig(**settings))
+    graph = model.graph
+    model.opset_imports["com.microsoft"] = 1
+    for node in list(graph):
+        weight = graph.initializers.get(node.inputs[1].name) if node.op_type == "MatMul" else None
+        if weight is None:
+            continue
+        arrays = quantizer.qbits_block_quant(np.ascontiguousarray(weight.const_value.numpy()))
+        quantized = [onnx_ir.Value(name=f"{weight.name}.{kind}") for kind in ("weight", "scales", "zero_points")]
+        for value, array in zip(quantized, arrays, strict=True):
+            np.save(folder / f"{value.name}.npy", array)
+            value.const_value = onnx_ir.tensor(np.load(folder / f"{value.name}.npy", mmap_mode="r"), name=value.name)
+            graph.register_initializer(value)
+        rows, columns = weight.shape
+        layer = onnx_ir.node(
+            "MatMulNBits",
+            [node.inputs[0], *quantized],
+            {**settings, "K": rows, "N": columns, "accuracy_level": _INT8_PRODUCTS},
+            domain="com.microsoft",
+            name=node.name,
         )
-        quantizer.process()
-        quantizer.model.save_model_to_file(str(path), use_external_data_format=True)
+        onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [layer], node.outputs, layer.outputs)
+        del graph.initializers[weight.name]
 
 
 def write_openvino(component: Component, path: Path, weights: str | None) -> None:

@@ -7,13 +7,13 @@ from itertools import groupby
 
 import numpy as np
 import PIL.Image
-import transformers
-from packaging.version import Version
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+
+from jvlm.cache_argument import cache_argument
 
 
 # Names that Transformers changed, in 5.24 and in 5.23. The old ones print warnings.
-CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
+CACHE = cache_argument()
 CHECKPOINTING = "activation_checkpointing"
 CHECKPOINTING = CHECKPOINTING if hasattr(TrainingArguments, CHECKPOINTING) else "gradient_checkpointing"
 LAYOUTS = ["independent", "stitched"]

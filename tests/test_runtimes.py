@@ -23,7 +23,7 @@ from jvlm.conversion_scripts.answer_script import write_answer_script
 from jvlm.conversion_scripts.export_runtime import export_runtime
 from jvlm.conversion_scripts.verify import verify
 from jvlm.runtimes import JinaVLMRuntimeModel, read_manifest
-from jvlm.runtimes.manifest import digest
+from jvlm.runtimes.digests import digest
 from jvlm_cli.main import main
 
 
@@ -202,6 +202,29 @@ def test_digest_of_a_large_file_depends_on_its_end(tmp_path):
     assert len(digests) == 3
 
 
+def test_what_the_script_cannot_load_is_one_sentence(copy):
+    onnx = pytest.importorskip("onnx")
+    path = copy / "head.onnx.data"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    command = [sys.executable, copy / "answer.py", "Hi"]
+    damaged = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert damaged.returncode == 1
+    assert f"{path} is damaged or of another export. Copy the whole folder again." in damaged.stderr
+    assert "Traceback" not in damaged.stderr
+
+    graph = onnx.load(copy / "vision.onnx", load_external_data=False)
+    graph.opset_import[0].version = 999
+    onnx.save(graph, copy / "vision.onnx")
+    manifest = json.loads((copy / "runtime.json").read_text())
+    for name in ("vision.onnx", path.name):
+        manifest["files"][name] = digest(copy / name)
+    (copy / "runtime.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"vision\.onnx cannot be loaded by onnxruntime .*opset"):
+        load_script(copy).Answerer(copy)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -252,7 +275,8 @@ def load_script(folder: Path):
     """The module `answer.py` of a folder, with the modules beside it."""
     sys.path.insert(0, str(folder))
     try:
-        sys.modules.pop("geometry", None)
+        for name in ("digests", "geometry"):
+            sys.modules.pop(name, None)
         spec = importlib.util.spec_from_file_location("answer", folder / "answer.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -10,16 +10,14 @@ from typing import Any
 
 import safetensors
 import torch
-import transformers
-from packaging.version import Version
 from safetensors.torch import save_file
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput
 
+from .cache_argument import cache_argument
 
-# The name of the argument in this version of Transformers.
-_CACHE = "cache" if Version(transformers.__version__) >= Version("5.24.0.dev0") else "past_key_values"
+
 _QUESTION = "?"  # a stand-in, for the prompt that the images begin
 _TENSORS, _SETTINGS = "cache.safetensors", "cache.json"
 
@@ -92,7 +90,7 @@ class PrefixCache:
         if any(type(layer) is not DynamicLayer for layer in cache.layers):
             raise ValueError("The model has layers whose attention does not reach all earlier tokens.")
         with torch.no_grad():
-            model(input_ids=self.input_ids, **inputs, **{_CACHE: cache}, use_cache=True, logits_to_keep=1)
+            model(input_ids=self.input_ids, **inputs, **{cache_argument(): cache}, use_cache=True, logits_to_keep=1)
         self.states = [(layer.keys, layer.values) for layer in cache.layers]
 
     def generate(self, question: str | list[dict], **kwargs: Any) -> torch.Tensor | ModelOutput:
@@ -122,7 +120,9 @@ class PrefixCache:
             for layer in cache.layers:
                 layer.batch_repeat_interleave(num_sequences)
         attention_mask = torch.ones_like(input_ids)
-        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **{_CACHE: cache}, **kwargs)
+        return self.model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, **{cache_argument(): cache}, **kwargs
+        )
 
     def answer(self, question: str | list[dict], **kwargs: Any) -> str:
         """The text of an answer. The arguments are those of [`~PrefixCache.generate`]."""

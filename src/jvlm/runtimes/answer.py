@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from ..processing.tiling import TileGeometry
+from .digests import digest
 
 
 class Answerer:
@@ -35,18 +36,16 @@ class Answerer:
     Args:
         folder (`str` or `Path`): the folder.
         num_threads (`int`, *optional*): number of threads, by default ONNX Runtime's choice.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if a graph or its weights are damaged, or ONNX Runtime cannot load them.
     """
 
     def __init__(self, folder: str | Path, num_threads: int | None = None):
         folder = Path(folder)
         manifest = _read(folder / "runtime.json")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads or 0
-        providers = ["CPUExecutionProvider"]
-        self.graphs = {
-            name: onnxruntime.InferenceSession(folder / file, options, providers=providers)
-            for name, file in manifest["graphs"].items()
-        }
+        self.graphs = _sessions(folder, manifest, num_threads)
         self.dtype = np.dtype(manifest["dtype"])
         self.image_token_id = _read(folder / "config.json")["image_token_id"]
         self.settings = _read(folder / "processor_config.json")["image_processor"]
@@ -161,6 +160,25 @@ class Answerer:
             for node, value in zip(session.get_inputs(), inputs, strict=True)
         }
         return session.run(None, arrays)
+
+
+def _sessions(folder: Path, manifest: dict, num_threads: int | None) -> dict[str, Any]:
+    """The graphs of the folder, loaded."""
+    for name, value in manifest["files"].items():
+        if ".onnx" in name and digest(folder / name) != value:
+            raise ValueError(f"{folder / name} is damaged or of another export. Copy the whole folder again.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or 0
+    sessions = {}
+    for name, file in manifest["graphs"].items():
+        try:
+            sessions[name] = onnxruntime.InferenceSession(folder / file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no public name
+            raise ValueError(
+                f"{folder / file} cannot be loaded by onnxruntime {onnxruntime.__version__}: "
+                f"{str(error).splitlines()[0]} Use a version that is at least the one in runtime.json."
+            ) from error
+    return sessions
 
 
 def _read(path: Path) -> dict:

@@ -1,20 +1,13 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The cache of a language model as the tensors that a runtime takes and returns."""
 
-import inspect
-
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache
 
 
 def cache_names(prefix: str, num_layers: int) -> list[str]:
     """The names of the cached keys and values of all layers: `past.0.key`, `past.0.value`, `past.1.key`, …"""
     return [f"{prefix}.{layer}.{kind}" for layer in range(num_layers) for kind in ("key", "value")]
-
-
-def cache_argument(language_model: type[PreTrainedModel]) -> str:
-    """The name of the cache among the arguments of a language model; Transformers 5.24 renamed it."""
-    return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
 
 
 def read_cache(cache: DynamicCache) -> list[torch.Tensor]:
@@ -29,4 +22,4 @@ def fill_cache(cache: DynamicCache, tensors: list[torch.Tensor]) -> None:
         layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
 
 
-__all__ = ["cache_argument", "cache_names", "fill_cache", "read_cache"]
+__all__ = ["cache_names", "fill_cache", "read_cache"]

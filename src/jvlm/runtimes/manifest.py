@@ -1,13 +1,13 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
 """The file that says what a folder for a runtime holds, and the check that the folder still holds it."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..configuration.checkpoint_files import listed, read_json
+from .digests import digest
 
 
 MANIFEST = "runtime.json"
@@ -16,7 +16,6 @@ RUNTIMES = ("onnx", "openvino", "torch", "executorch")
 COMPONENTS = ("vision", "connector", "embedding", "decoder", "head")
 # Files that users may edit: the settings of `generate`, the card, the prompt.
 _EDITABLE = {MANIFEST, "README.md", "generation_config.json", "chat_template.jinja"}
-_BLOCK, _NUM_BLOCKS = 2**16, 256
 
 
 @dataclass
@@ -51,17 +50,6 @@ class Manifest:
         files = (file for file in folder.rglob("*") if file.is_file() and file.name not in _EDITABLE)
         self.files = {file.relative_to(folder).as_posix(): digest(file) for file in sorted(files)}
         (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-
-def digest(path: Path) -> str:
-    """Size and SHA-256 of a file; above 16 MiB, of 256 blocks of 64 KiB that are spread evenly over it."""
-    size, content = path.stat().st_size, hashlib.sha256()
-    step = max(_BLOCK, size // _NUM_BLOCKS)
-    with path.open("rb") as file:
-        for start in range(0, size, step):
-            file.seek(min(start, max(size - _BLOCK, 0)) if step > _BLOCK else start)
-            content.update(file.read(_BLOCK))
-    return f"{size} {content.hexdigest()}"
 
 
 def is_runtime_folder(folder: Any) -> bool:
@@ -114,4 +102,4 @@ def read_manifest(folder: str | Path, runtime: str | None = None) -> Manifest:
     return manifest
 
 
-__all__ = ["COMPONENTS", "MANIFEST", "RUNTIMES", "Manifest", "digest", "is_runtime_folder", "read_manifest"]
+__all__ = ["COMPONENTS", "MANIFEST", "RUNTIMES", "Manifest", "is_runtime_folder", "read_manifest"]

@@ -14,9 +14,10 @@ from transformers import DynamicCache, GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.auto import modeling_auto
 
+from ..cache_argument import cache_argument
 from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import _FIRST_BLOCK, JinaVLMForConditionalGeneration
-from .cache_tensors import cache_argument, fill_cache, read_cache
+from .cache_tensors import fill_cache, read_cache
 from .manifest import Manifest, read_manifest
 from .sessions import Session, open_session
 
@@ -43,13 +44,10 @@ class JinaVLMRuntimeModel(JinaVLMForConditionalGeneration):
             super().__init__(config)
         self.manifest = manifest
         model: Any = self.model
-        language_model = model.language_model
         dtype = getattr(torch, manifest.dtype)
         model.vision_tower = _VisionTower(config, sessions["vision"], dtype)
         model.connector = _Graph(sessions["connector"])
-        model.language_model = _LanguageModel(
-            language_model.config, sessions["decoder"], cache_argument(type(language_model))
-        )
+        model.language_model = _LanguageModel(model.language_model.config, sessions["decoder"])
         model.embed_tokens = _Graph(sessions["embedding"])  # where `get_input_embeddings` looks first
         self.lm_head = _Graph(sessions["head"])  # type: ignore[assignment]
         # Transformers reads device and dtype of a model from its first parameter.
@@ -146,9 +144,9 @@ class _VisionTower(nn.Module):
 class _LanguageModel(nn.Module):
     """Looks like the language model; keys and values of the cache are inputs and outputs of its graph."""
 
-    def __init__(self, config: Any, session: Session, cache_argument: str):
+    def __init__(self, config: Any, session: Session):
         super().__init__()
-        self.config, self.session, self.cache_argument = config, session, cache_argument
+        self.config, self.session = config, session
 
     def forward(
         self,
@@ -158,7 +156,7 @@ class _LanguageModel(nn.Module):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        cache = kwargs.get(self.cache_argument)
+        cache = kwargs.get(cache_argument())
         if cache is None:
             cache = DynamicCache(config=self.config)
         if not isinstance(cache, DynamicCache):
@@ -188,7 +186,7 @@ class _LanguageModel(nn.Module):
         position_ids = position_ids.expand(num_rows, num_new).contiguous()
         hidden_states, *present = self.session(inputs_embeds, attention_mask.long(), position_ids, *past)
         fill_cache(cache, present)
-        return BaseModelOutputWithPast(hidden_states, **{self.cache_argument: cache if use_cache else None})
+        return BaseModelOutputWithPast(hidden_states, **{cache_argument(): cache if use_cache else None})
 
 
 modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["jvlm_runtime"] = JinaVLMRuntimeModel.__name__
