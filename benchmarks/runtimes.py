@@ -8,11 +8,12 @@ Exports a model to every runtime that is installed and compares it with PyTorch.
 The first form asks the shipped model, and a twin of it in the stitched layout, all questions about the held-out
 pages, with grids from 1×1 to 3×4, in left-padded batches, and counts the answers whose greedy tokens are PyTorch's.
 The second one measures a model with random weights: time and memory of the export and of loading it, and time to the
-first token of a prompt with an image of one tile and for each further token, each in a process of its own.
+first token of a prompt with an image of one tile and for each further token, in turn, each in a process of its own.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -215,37 +216,64 @@ def step(what: str, folder: Path, output: Path) -> dict[str, float]:
     }
 
 
-def measure(size: str, names: list[str], workspace: Path) -> str:
-    """A table of the measurements at a size."""
+def run_step(what: str, *folders: Path) -> dict[str, float] | None:
+    """What [`step`] measures, in a process of its own; `None` if that failed."""
+    command = [sys.executable, "-m", "benchmarks.runtimes", "--step", what, *map(str, folders)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"{what} failed with {done.returncode}", flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(size: str, names: list[str], workspace: Path, num_rounds: int = 3) -> str:
+    """
+    A table of the measurements at a size. What the workspace has from an earlier call is not exported again. All
+    variants are run in turn, round by round.
+    """
     checkpoint = workspace / "checkpoint"
     if not checkpoint.is_dir():
         random_checkpoint(size, checkpoint)
+    exports: dict[str, dict | None] = {name: {} for name in ("eager", "compiled") if name in ("eager", *names)}
+    for name in names:
+        path = workspace / f"{name}.json"
+        if name not in exports and not path.exists():
+            exports[name] = run_step(f"export:{name}", checkpoint, workspace / name)
+            if exports[name] is not None:
+                path.write_text(json.dumps(exports[name]) + "\n")
+        elif name not in exports:
+            exports[name] = json.loads(path.read_text())
+    found = {name: values for name, values in exports.items() if values is not None}
+    runs: dict[str, list[dict]] = {name: [] for name in found}
+    for _ in range(num_rounds):
+        for name in found:
+            runs[name].append(run_step(f"run:{name}", checkpoint, workspace / name) or {})
+    return table(found, runs)
+
+
+def table(exports: dict[str, dict], runs: dict[str, list[dict]]) -> str:
+    """
+    Markdown of medians, with the ratios to `eager` of the rounds: their median, the smallest and the largest.
+
+    Args:
+        exports (`dict`): `export_s`, `export_gb` and `files_gb` of every variant, empty without an export.
+        runs (`dict`): `load_s`, `first_s`, `next_s` and `run_gb` of every variant, round by round.
+    """
     lines = [
-        "| runtime | export (s) | its memory (GB) | files (GB) | load (s) | first token (s) | further token (s) "
-        "| memory (GB) |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| runtime | export (s) | its memory (GB) | files (GB) | load (s) | first token (s) | to eager "
+        "| further token (s) | to eager | memory (GB) |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    columns = ("export_s", "export_gb", "files_gb", "load_s", "first_s", "next_s", "run_gb")
-    for name in ["eager", *names]:
-        output, found = workspace / name, {}
-        for kind in ("run",) if name in ("eager", "compiled") else ("export", "run"):
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.runtimes",
-                "--step",
-                f"{kind}:{name}",
-                str(checkpoint),
-                str(output),
-            ]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-            if done.returncode:
-                print(f"{kind}:{name} failed with {done.returncode}", flush=True)
-                break
-            found |= json.loads(done.stdout.splitlines()[-1])
-        cells = [f"{found[column]:.3g}" if column in found else "–" for column in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
+    for name, each in exports.items():
+        rounds = [(run, eager) for run, eager in zip(runs[name], runs["eager"], strict=True) if run and eager]
+        cells = [name, *(f"{each[column]:.3g}" if each else "–" for column in ("export_s", "export_gb", "files_gb"))]
+        for column in ("load_s", "first_s", "next_s", "run_gb") if rounds else ():
+            cells.append(f"{statistics.median(run[column] for run, _ in rounds):.3g}")
+            if column in ("first_s", "next_s"):
+                ratios = sorted(run[column] / eager[column] for run, eager in rounds)
+                interval = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+                cells.append("" if name == "eager" else interval)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -256,6 +284,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--pages", type=int, default=360, help="number of held-out pages")
     parser.add_argument("--size", choices=["medium", "full"], help="measure a model of this size")
     parser.add_argument("--workspace", type=Path, help="folder for the exports, by default a temporary one")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement, default: %(default)s")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.step:
@@ -266,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         workspace = args.workspace or Path(temporary)
         if args.size:
-            print("\n" + measure(args.size, names, workspace))
+            print("\n" + measure(args.size, names, workspace, args.rounds))
         else:
             print("\n" + compare(names, args.pages, workspace, args.layouts))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import dropped_tokens, efficiency, many_images, report, stages
+from benchmarks import dropped_tokens, efficiency, many_images, report, runtimes, stages
 from benchmarks.measure import measure
 from benchmarks.models import OTHERS, Bench, build_config
 from benchmarks.stages import STAGES, merge_images
@@ -186,3 +186,16 @@ def test_format_of_the_table():
     lines = report.table([{"stage": "decode", "dtype": "bfloat16", "records": rows}]).splitlines()
     assert lines[2] == "| decode, bfloat16 | c | n | 12.3 ms | 0.10 (0.09–0.11) |  | 1.50 GB |  |"
     assert lines[3] == "| decode, bfloat16 | c | n | 2.50 s |  |  | 1.50 GB | 75% of the answers as in bfloat16 |"
+
+
+def test_table_of_runtimes():
+    export = {"export_s": 10.0, "export_gb": 2.5, "files_gb": 2.0}
+    runs = [{"load_s": 1.0, "first_s": seconds, "next_s": seconds / 10, "run_gb": 3.0} for seconds in (1, 2, 4)]
+    slow = [{**run, "first_s": 2 * run["first_s"]} for run in runs]
+    text = runtimes.table(
+        {"eager": {}, "onnx": export, "torch": export}, {"eager": slow, "onnx": runs, "torch": [{}] * 3}
+    )
+    *_, eager, onnx, torch_row = text.splitlines()
+    assert eager == "| eager | – | – | – | 1 | 4 |  | 0.2 |  | 3 |"
+    assert onnx == "| onnx | 10 | 2.5 | 2 | 1 | 2 | 0.50 (0.50–0.50) | 0.2 | 1.00 (1.00–1.00) | 3 |"
+    assert torch_row == "| torch | 10 | 2.5 | 2 |"  # it was exported and did not run
