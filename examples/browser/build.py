@@ -1,5 +1,14 @@
 # Copyright 2026 The jvlm authors. Licensed under the Apache License, Version 2.0.
-"""Builds the folder of the web page from a folder for ONNX Runtime."""
+"""
+Builds a folder with a web page that answers about images in the browser; its server only serves files.
+
+    python -m examples.browser.build --output page
+    python -m http.server --directory page      # then open http://localhost:8000
+
+    python -m examples.browser.build --model my-jina-vlm-onnx --output page
+
+It needs `npm` once, to download two packages into `build/npm`.
+"""
 
 import base64
 import hashlib
@@ -19,6 +28,7 @@ from jvlm.conversion_scripts.export_runtime import export_runtime
 from jvlm.conversion_scripts.output_folder import new_folder
 from jvlm.processing.tiling import possible_grids
 from jvlm.runtimes.manifest import read_manifest
+from jvlm_cli.command_line import argument_parser, run
 
 
 SHIPPED_MODEL = Path(find_spec("jvlm.shipped_model").submodule_search_locations[0])
@@ -41,10 +51,7 @@ PACKAGES = {
         {"dist/tokenizers.min.mjs": "tokenizers.js", "LICENSE": "tokenizers.LICENSE"},
     ),
 }
-_IMAGE_SETTINGS = (
-    ["do_resize", "patch_size", "min_pixels", "max_pixels", "max_aspect_ratio"]
-    + ["rescale_factor", "image_mean", "image_std"]
-)  # fmt: skip
+_IMAGE_SETTINGS = ("max_aspect_ratio", "rescale_factor", "image_mean", "image_std")
 
 
 def archive(package: str, version: str) -> str:
@@ -114,8 +121,9 @@ def settings(exported: Path) -> dict:
     config = AutoConfig.from_pretrained(exported)
     processor = AutoProcessor.from_pretrained(exported)
     image_processor = processor.image_processor
-    if image_processor.drop_uniform_cells or image_processor.max_image_tokens:
-        raise ValueError("The page cannot drop cells: `drop_uniform_cells` and `max_image_tokens` must not be set.")
+    for name in ("do_resize", "drop_uniform_cells", "max_image_tokens"):
+        if getattr(image_processor, name):
+            raise ValueError(f"The page has no code for `{name}`, which {exported}/processor_config.json sets.")
     geometry = image_processor.geometry()
     grids = []
     for grid in possible_grids(image_processor.max_crops).tolist():
@@ -160,7 +168,7 @@ def _unpack(package: str, packages: Path, folder: Path) -> None:
         npm = shutil.which("npm")
         if npm is None:
             raise FileNotFoundError(
-                f"There is no {path} and no npm to download it; install Node.js, or copy it there."
+                f"There is no {path}, and no npm to download it; install Node.js or copy it there."
             )
         packages.mkdir(parents=True, exist_ok=True)
         command = [npm, "pack", f"{package}@{version}", "--pack-destination", str(packages)]
@@ -175,4 +183,15 @@ def _unpack(package: str, packages: Path, folder: Path) -> None:
             (folder / target).write_bytes(opened.extractfile(f"package/{name}").read())
 
 
-__all__ = ["PACKAGES", "PACKAGES_FOLDER", "archive", "build_page", "settings", "write_model"]
+def main(argv: list[str] | None = None) -> None:
+    parser = argument_parser("python -m examples.browser.build", __doc__)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to create")
+    parser.add_argument("--model", metavar="DIR", help="an export for ONNX Runtime, by default of the shipped model")
+    parser.add_argument(
+        "--packages", default=PACKAGES_FOLDER, metavar="DIR", help="where the npm packages (.tgz) are or will be"
+    )
+    print(f"Saved: {run(parser, build_page, argv)}")
+
+
+if __name__ == "__main__":
+    main()

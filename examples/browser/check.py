@@ -70,9 +70,7 @@ def opened(url: str, script: str = "") -> Iterator[Page]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         view = browser.new_page()
-        view.on(
-            "request", lambda request: request.url.startswith((url, "data:", "blob:")) or problems.append(request.url)
-        )
+        view.on("request", lambda request: request.url.startswith((url, "data:")) or problems.append(request.url))
         view.on("pageerror", lambda error: problems.append(str(error)))
         view.add_init_script(script)
         view.goto(url)
@@ -124,17 +122,16 @@ def check(folder: Path, num_pages: int) -> tuple[dict[str, float], list[str]]:
     with served(folder) as url, opened(url) as view:
         wait_until_ready(view)
         for index, (page, question) in enumerate(logging.tqdm(rows, desc="Questions to the page", unit="question")):
-            if page.image is not image:
+            is_new = page.image is not image
+            if is_new:
                 image, content = page.image, png(page.image)
                 choose(view, content, f"page-{index}.png")
                 pixels = processor.image_processor(images=image, return_tensors="np")["pixel_values"]
                 difference = max(difference, float(abs(page_pixels(view, content) - pixels.ravel()).max()))
-                is_new = True
             tokens, first, seconds = ask(view, question)
             if is_new:
                 first_seconds.append(first)
                 further_seconds.append((seconds - first) / max(1, len(tokens)))  # the last one ends the answer
-            is_new = False
             right += processor.decode(tokens, skip_special_tokens=True).strip() == page.answer(question)
             same += tokens == expected[index]
             if tokens != expected[index]:

@@ -9,20 +9,6 @@ function roundHalfEven(x) {
   return up - x === 0.5 && up % 2 ? up - 1 : up;
 }
 
-// The size to which a processor with `do_resize` first resizes an image of this size.
-function firstSize(height, width, { patch_size: patch, min_pixels: min, max_pixels: max }) {
-  const sides = [height, width];
-  let size = sides.map((side) => roundHalfEven(side / patch) * patch);
-  if (size[0] * size[1] > max) {
-    const scale = Math.sqrt((height * width) / max);
-    size = sides.map((side) => Math.max(patch, Math.floor(side / scale / patch) * patch));
-  } else if (size[0] * size[1] < min) {
-    const scale = Math.sqrt(min / (height * width));
-    size = sides.map((side) => Math.ceil((side * scale) / patch) * patch);
-  }
-  return size;
-}
-
 // Along an axis: the pixels before and after every sample, and the weight of the latter.
 function samples(size, newSize) {
   const scale = round(size / newSize);
@@ -70,7 +56,8 @@ function resize(image, [height, width]) {
 // The first grid whose canvas upsamples an image least, or else the one that shrinks it least.
 function selectGrid(height, width, { grids, stride, tile_size, layout }) {
   const overlap = tile_size - stride;
-  const sides = [height, width].map((side) => (layout === "independent" ? Math.max(0, side - overlap) : side - overlap));
+  const shortest = layout === "independent" ? 0 : -Infinity;
+  const sides = [height, width].map((side) => Math.max(shortest, side - overlap));
   const scales = grids.map(({ grid }) =>
     Math.min(...grid.map((count, axis) => round((count * stride) / sides[axis]))));
   const upsampling = scales.filter((scale) => scale >= 1);
@@ -85,22 +72,18 @@ function selectGrid(height, width, { grids, stride, tile_size, layout }) {
  * @returns {{grid: object, pixels: Float32Array}} the grid, and thumbnail and tiles, [tiles, 3, size, size]
  */
 export function prepareImage({ data, height, width }, settings) {
-  const { do_resize, max_aspect_ratio, rescale_factor, image_mean, image_std } = settings.image;
+  const { max_aspect_ratio, rescale_factor, image_mean, image_std } = settings.image;
   if (Math.max(height, width) > max_aspect_ratio * Math.min(height, width)) {
     throw new Error(`An image of ${width}×${height} pixels is too narrow. Crop or pad it.`);
   }
-  let image = { values: new Float32Array(3 * height * width), height, width };
+  const image = { values: new Float32Array(3 * height * width), height, width };
   for (let pixel = 0; pixel < height * width; pixel++) {
     for (let channel = 0; channel < 3; channel++) {
       image.values[channel * height * width + pixel] = data[4 * pixel + channel];
     }
   }
   const factor = round(1 / rescale_factor);
-  if (do_resize) {
-    image = resize(image, firstSize(height, width, settings.image));
-    image = { ...image, values: image.values.map((value) => roundHalfEven(value) / factor) };
-  }
-  const grid = selectGrid(image.height, image.width, settings);
+  const grid = selectGrid(height, width, settings);
   const { tile_size: size, stride } = settings;
   const pixels = new Float32Array((1 + grid.grid[0] * grid.grid[1]) * 3 * size * size);
   let at = 0;
@@ -111,7 +94,7 @@ export function prepareImage({ data, height, width }, settings) {
       const scale = round(1 / std), shift = round(-round(image_mean[channel]) / std);
       const area = canvas.height * canvas.width;
       return canvas.values.slice(channel * area, (channel + 1) * area).map((value) =>
-        (do_resize ? value : round(roundHalfEven(value) / factor)) * scale + shift);
+        round(roundHalfEven(value) / factor) * scale + shift);
     });
     for (let row = 0; row < frame.grid[0]; row++) {
       for (let column = 0; column < frame.grid[1]; column++) {
@@ -278,7 +261,8 @@ export class Answerer {
 
   async #run(name, ...inputs) {
     const graph = this.graphs[name];
-    const outputs = await graph.run(Object.fromEntries(graph.inputNames.map((input, index) => [input, inputs[index]])));
+    const feeds = Object.fromEntries(graph.inputNames.map((input, index) => [input, inputs[index]]));
+    const outputs = await graph.run(feeds);
     return graph.outputNames.map((output) => outputs[output]);
   }
 }

@@ -16,11 +16,14 @@ let settings;
 
 function start() {
   if (typeof WebAssembly === "undefined" || typeof OffscreenCanvas === "undefined") {
-    return status("This browser lacks WebAssembly or OffscreenCanvas, which the page needs. Update it.", true);
+    const message = "This browser lacks WebAssembly or OffscreenCanvas, which the page needs. Update it.";
+    return handlers.failed({ message });
   }
   status("Loading the model …");
   const worker = new Worker("worker.js", { type: "module" });
-  worker.onerror = () => status("worker.js or answerer.js could not be loaded. Copy the whole folder of the page.", true);
+  worker.onerror = () => handlers.failed({
+    message: "worker.js or answerer.js could not be loaded. Copy the whole folder of the page.",
+  });
   worker.onmessage = ({ data }) => handlers[data.kind](data);
 
   const choose = (file) => {
@@ -30,6 +33,7 @@ function start() {
     byId("summary").textContent = `Reading ${file.name} …`;
     worker.postMessage({ kind: "image", file });
   };
+  byId("file").onclick = () => { byId("file").value = ""; }; // so that the same file can be chosen again
   byId("file").onchange = () => choose(byId("file").files[0]);
   document.ondragover = (event) => event.preventDefault();
   document.ondrop = (event) => {
@@ -66,7 +70,7 @@ const handlers = {
     settings = content;
     byId("progress").hidden = true;
     byId("ask").disabled = false;
-    status("Ready. Nothing leaves this page.");
+    status("Ready.");
     const samples = settings.samples ?? [];
     byId("samples").append(...samples.map((sample) => {
       const image = create("img", { src: `model/samples/${sample.image}`, alt: `Sample ${sample.image}` });
@@ -92,7 +96,7 @@ const handlers = {
     tiles.style.maxWidth = `${9 * columns}rem`;
     const thumbnail = create("div", { className: "grid thumbnail" }, drawn[0]);
     byId("tiles").replaceChildren(thumbnail, tiles);
-    status("Ready. Nothing leaves this page.");
+    status("Ready.");
   },
   piece({ id, text, token }) {
     const entry = answers.get(id);
@@ -103,7 +107,7 @@ const handlers = {
   answered({ id }) {
     const { item, tokens, start, first = performance.now() } = answers.get(id);
     const seconds = (performance.now() - start) / 1000;
-    item.append(create("small", { textContent: `${tokens.length} tokens in ${seconds.toFixed(2)} s` }));
+    item.append(create("small", { textContent: `Tokens: ${tokens.length}, time: ${seconds.toFixed(2)} s` }));
     Object.assign(item.dataset, { tokens: tokens.join(" "), seconds, first: (first - start) / 1000 });
     item.setAttribute("aria-busy", "false");
   },
