@@ -52,15 +52,15 @@ VARIANTS = {
 QWEN3 = Path(__file__).parents[1] / "tests" / "fixtures" / "qwen3_tokenizer"
 BATCH = 24
 NEW_TOKENS = 8
+MAX_TOKENS = 1024
 
 
 def installed(names: list[str] | None) -> list[str]:
-    """The variants to run whose runtime is installed."""
-    return [
-        name
-        for name, (runtime, *_) in VARIANTS.items()
-        if name in (names or VARIANTS) and find_spec(PACKAGES[runtime][0].partition(".")[0])
-    ]
+    """What to run: `names`, by default all variants whose runtime is installed."""
+    found = [name for name, (runtime, *_) in VARIANTS.items() if find_spec(PACKAGES[runtime][0].partition(".")[0])]
+    if missing := set(names or ()) - {*found, "compiled"}:
+        raise SystemExit(f"The runtimes of {', '.join(sorted(missing))} are not installed.")
+    return names or found
 
 
 def stitched_twin(folder: Path) -> Path:
@@ -108,7 +108,9 @@ def compare(names: list[str], num_pages: int, workspace: Path, layouts: list[str
         expected = answers(model, processor, rows)
         for name in ["PyTorch", *names]:
             found = expected
-            if name != "PyTorch":
+            if name == "compiled":
+                found = answers(compiled(model), processor, rows)
+            elif name != "PyTorch":
                 runtime, dtype, weights = VARIANTS[name]
                 exported = export_runtime(folder, runtime, workspace / f"{layout}-{name}", dtype, weights)
                 batch = 4 if runtime == "executorch" else BATCH  # what its programs have memory for
@@ -120,6 +122,12 @@ def compare(names: list[str], num_pages: int, workspace: Path, layouts: list[str
             lines.append(f"| {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     return "\n".join([f"{num_pages} held-out pages, {len(GRIDS)} grids.", "", *lines])
+
+
+def compiled(model):
+    """The model, compiled for all numbers of tokens."""
+    model.forward = torch.compile(model.forward, dynamic=True)
+    return model
 
 
 class Peak:
@@ -148,6 +156,8 @@ def random_checkpoint(size: str, folder: Path) -> None:
     text_config = {**fields.get("text_config", {}), "vocab_size": full.text_config.vocab_size}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         text_config[name] = getattr(full.text_config, name)
+    # ExecuTorch reserves memory for that many tokens, and no other runtime reads it.
+    text_config["max_position_embeddings"] = full.text_config.max_position_embeddings = MAX_TOKENS
     config = jvlm.JinaVLMConfig(**{**fields, "text_config": text_config}) if fields else full
     model = random_model(jvlm.JinaVLMForConditionalGeneration, config, torch.bfloat16, torch.device("cpu"))
     model.save_pretrained(folder)
@@ -172,7 +182,7 @@ def step(what: str, folder: Path, output: Path) -> dict[str, float]:
         else:
             model = JinaVLMRuntimeModel.from_pretrained(output, num_threads=torch.get_num_threads())
     if name == "compiled":
-        model.forward = torch.compile(model.forward, dynamic=True)
+        model = compiled(model)
     config = model.config
     cells = config.pooled_shape[0] * config.pooled_shape[1]
     side = config.vision_config.image_size
@@ -291,7 +301,7 @@ def main(argv: list[str] | None = None) -> None:
         what, folder, output = args.step
         print(json.dumps(step(what, Path(folder), Path(output))))
         return
-    names = installed(args.only) + [name for name in args.only or [] if name == "compiled"]
+    names = installed(args.only)
     with tempfile.TemporaryDirectory() as temporary:
         workspace = args.workspace or Path(temporary)
         if args.size:

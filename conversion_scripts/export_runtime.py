@@ -30,7 +30,7 @@ from .checkpoint_folder import (
     local_folder,
 )
 from .output_folder import new_folder
-from .runtime_components import components
+from .runtime_components import components, mask_bytes
 
 
 WEIGHTS = ("int8", "int4")
@@ -47,6 +47,7 @@ _PACKAGES = {
     "torch": (),
     "executorch": ("executorch",),
 }
+_MAX_MASK_BYTES = 4e9  # so a program for more could not be loaded on most machines
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "executorch": ".pte"}
 
 _README = """
@@ -107,12 +108,20 @@ def export_runtime(
     Raises:
         FileExistsError: if `output` exists.
         ValueError: if the checkpoint is incomplete, damaged or inconsistent, if the runtime lacks the dtype or the
-            format of weights, or if the packages that write its graphs are not installed.
+            format of weights or would reserve more memory than a machine has, or if the packages that write its graphs
+            are not installed.
     """
     dtype = dtype or "float32"
     _check(runtime, dtype, weights)
     source = local_folder(checkpoint)
     config = load_config(source)
+    num_tokens = config.text_config.max_position_embeddings
+    if runtime == "executorch" and mask_bytes(num_tokens) > _MAX_MASK_BYTES:
+        raise ValueError(
+            f"ExecuTorch reserves memory for `max_position_embeddings` = {num_tokens} tokens, "
+            f"{mask_bytes(num_tokens) / 1e9:.0f} GB for their attention mask alone. Lower it in the config.json of a "
+            "copy of the checkpoint."
+        )
     processor = load_processor(source, config)
     if processor.image_processor.drop_uniform_patches:
         raise ValueError(

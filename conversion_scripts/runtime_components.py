@@ -98,6 +98,11 @@ class _Decoder(nn.Module):
         return outputs.last_hidden_state, *read_cache(cache)
 
 
+def mask_bytes(max_position_embeddings: int) -> int:
+    """Size of the largest attention mask of a program for a limited number of tokens, in float32."""
+    return 4 * _MAX_BATCH * max_position_embeddings * 2 * max_position_embeddings
+
+
 def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
     """
     The parts of a model: `vision` (tiles to features of patches), `connector` (to features of cells), `embedding`,
@@ -159,4 +164,4 @@ def components(model: JinaVLMForConditionalGeneration) -> dict[str, Component]:
     }
 
 
-__all__ = ["Component", "components"]
+__all__ = ["Component", "components", "mask_bytes"]

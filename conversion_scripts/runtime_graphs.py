@@ -42,8 +42,8 @@ def write_onnx(component: Component, path: Path, weights: str | None) -> None:
 
 def _quantize(model: Any, num_bits: int, folder: Path) -> None:
     """
-    Replaces the weights of linear layers by quantized ones: blocks of a column have a scale and a zero point. They are
-    files in `folder`, mapped into memory, as there may not be room for them beside the weights.
+    Replaces the weights of linear layers by quantized ones: blocks of a column have a scale and a zero point. They lie
+    in `folder` until the graph is saved, as there may be no memory for them beside the weights.
     """
     import onnx_ir
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
@@ -59,8 +59,14 @@ def _quantize(model: Any, num_bits: int, folder: Path) -> None:
         arrays = quantizer.qbits_block_quant(np.ascontiguousarray(weight.const_value.numpy()))
         quantized = [onnx_ir.Value(name=f"{weight.name}.{kind}") for kind in ("weight", "scales", "zero_points")]
         for value, array in zip(quantized, arrays, strict=True):
-            np.save(folder / f"{value.name}.npy", array)
-            value.const_value = onnx_ir.tensor(np.load(folder / f"{value.name}.npy", mmap_mode="r"), name=value.name)
+            path = folder / f"{value.name}.npy"
+            np.save(path, array)
+            value.const_value = onnx_ir.LazyTensor(
+                lambda path=path: onnx_ir.tensor(np.load(path, mmap_mode="r")),
+                dtype=onnx_ir.DataType.from_numpy(array.dtype),
+                shape=onnx_ir.Shape(array.shape),
+                name=value.name,
+            )
             graph.register_initializer(value)
         rows, columns = weight.shape
         layer = onnx_ir.node(

@@ -248,6 +248,16 @@ def test_whole_tiles_alone_are_exported(build_model, build_processor, tmp_path):
         export_runtime(tmp_path / "checkpoint", "torch", tmp_path / "exported")
 
 
+def test_executorch_reserves_memory_for_all_tokens(build_model, build_processor, tmp_path, monkeypatch):
+    monkeypatch.setattr("jvlm.conversion_scripts.export_runtime.find_spec", lambda name: True)
+    model = build_model("independent")
+    model.config.text_config.max_position_embeddings = 40960
+    for part in (model, build_processor("independent")):
+        part.save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="`max_position_embeddings` = 40960 tokens, 54 GB for their attention mask"):
+        export_runtime(tmp_path / "checkpoint", "executorch", tmp_path / "exported")
+
+
 def test_export_needs_packages_and_a_new_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
