@@ -36,10 +36,8 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("input", metavar="INPUT", help="a folder of images, a JSONL file or a data set")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="JSONL file of the answers")
     parser.add_argument("--question", help="one question about all images")
-    # The messages about data name these options as `jvlm finetune` has them.
     parser.add_argument(
         "--columns",
-        "--dataset_columns",
         nargs="+",
         type=_column,
         default=[],
@@ -48,13 +46,11 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument(
         "--image-folder",
-        "--image_folder",
         metavar="DIR",
         help="where relative paths of images begin; by default the folder of the input",
     )
     parser.add_argument(
         "--image-marker",
-        "--image_marker",
         default="<image>",
         metavar="TEXT",
         help="what marks the place of an image in a question, by default %(default)s; '' for nothing",
