@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .answering import Answerer, add_model_options, choose_device, choose_dtype, shipped_model
+from .answering import Answerer, add_model_options, choose_device, choose_dtype, find_checkpoint
 from .batch_answers import AnswerLines
 from .command_line import argument_parser, run
 
@@ -172,7 +172,7 @@ def batch(
         input, image_folder, columns=dict(columns or []), question=question, image_marker=image_marker
     )
     row_format.check_columns(rows)
-    checkpoint = str(model or shipped_model())
+    checkpoint = find_checkpoint(model)
     config, processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
