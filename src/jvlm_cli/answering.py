@@ -142,15 +142,10 @@ class Answerer:
         Raises:
             ValueError: if an image cannot be read or the messages are invalid.
         """
+        from jvlm.processing.prompt_inputs import prompt_inputs
+
         images_kwargs = self.images_kwargs if max_crops is None else {"max_crops": max_crops}
-        inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=dict(images_kwargs),  # `apply_chat_template` adds to it
-        ).to(self.model.device, self.model.dtype)
+        inputs = prompt_inputs(self.processor, messages, **images_kwargs).to(self.model.device, self.model.dtype)
         return self._stream(self.model.generate, **inputs, **kwargs)
 
     def read(self, images: list) -> "PrefixCache":

@@ -17,6 +17,7 @@ from transformers import BatchFeature
 
 from jvlm.processing.image_loading import load_image
 from jvlm.processing.prompt_format import IMAGE_PLACEHOLDER
+from jvlm.processing.prompt_inputs import prompt_inputs
 from jvlm.training.data_collator import content_parts
 from jvlm.training.row_formats import FORMATS, RowFormat, builder, image_size
 
@@ -324,14 +325,8 @@ class PromptMaker:
 
     def inputs(self, rows: list[Row]) -> BatchFeature:
         """The inputs of the model for some rows, padded on the left."""
-        inputs = self.processor.apply_chat_template(
-            [row.messages for row in rows],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
-        )
+        conversations = [row.messages for row in rows]
+        inputs = prompt_inputs(self.processor, conversations, padding=True, padding_side="left", **self.images_kwargs)
         self._check_length(inputs["input_ids"].shape[1])
         return inputs
 
