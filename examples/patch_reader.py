@@ -49,7 +49,7 @@ class PatchReader(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Labels `[tiles, patches, parts]`, without the last axis for one part; logits have one more axis, of classes."""
+        """Labels `[tiles, patches, parts]`, without the last axis for one part; logits have an axis of classes."""
         logits = self.classifier(self.vision_tower(pixel_values).last_hidden_state).unflatten(-1, (self.parts, -1))
         loss = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight=self.weight)
         return {"loss": loss, "logits": logits}
