@@ -26,6 +26,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from jvlm import JinaVLMConfig, JinaVLMImageProcessor, JinaVLMProcessor, PrefixCache, add_image_tokens
+from jvlm.processing.prompt_inputs import prompt_inputs
 
 from .models import SIZES, random_model
 from .structured import QWEN3
@@ -82,14 +83,7 @@ def measure(size: str, rounds: int) -> bool:
 
     def ask(page: PIL.Image.Image, question: str, **kwargs) -> torch.Tensor:
         content = [{"type": "image", "image": page}, {"type": "text", "text": question}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        return model.generate(**inputs, **kwargs)
+        return model.generate(**prompt_inputs(processor, [{"role": "user", "content": content}]), **kwargs)
 
     def note(name: str, function: Callable, *args, **kwargs):
         start = time.perf_counter()

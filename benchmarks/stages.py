@@ -19,6 +19,7 @@ from examples.digits.evaluate import conversation
 from examples.digits.pages import MAX_DIGITS, QUESTIONS, held_out_pages
 from jvlm import JinaVLMImageProcessor
 from jvlm.cache_argument import cache_argument
+from jvlm.processing.prompt_inputs import prompt_inputs
 
 from .conversion import measure as measure_in_new_process
 from .cpu import BASELINE, WAYS, Clock, matrix_products
@@ -363,14 +364,7 @@ def answers(model) -> list[str]:
     texts = []
     for page in held_out_pages(NUM_PAGES):
         for question in QUESTIONS:
-            inputs = processor.apply_chat_template(
-                conversation(page.image, question),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
-            inputs = inputs.to(model.device, model.dtype)
+            inputs = prompt_inputs(processor, conversation(page.image, question)).to(model.device, model.dtype)
             output = model.generate(**inputs, **GREEDY, max_new_tokens=4 + 2 * MAX_DIGITS)
             texts.append(processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     return texts

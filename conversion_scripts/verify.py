@@ -30,6 +30,7 @@ from ..configuration.configuration_jvlm import JinaVLMConfig
 from ..modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from ..processing.image_loading import load_image
 from ..processing.processing_jvlm import JinaVLMProcessor
+from ..processing.prompt_inputs import prompt_inputs
 from ..runtimes import JinaVLMRuntimeModel, is_runtime_folder
 from .checkpoint_folder import (
     DTYPES,
@@ -234,13 +235,7 @@ def _stages(
 ) -> dict[str, torch.Tensor]:
     """The output of every stage."""
     content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": prompt}]
-    inputs = processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
+    inputs = prompt_inputs(processor, [{"role": "user", "content": content}])
     features = model.get_image_features(
         inputs["pixel_values"], image_token_positions=inputs["image_token_positions"], return_dict=True
     )

@@ -146,10 +146,39 @@ def write_local_task(benchmark: Benchmark, data: str, folder: Path) -> None:
     (folder / f"{benchmark.task}_local.yaml").write_text(text)
 
 
-def measure(benchmark: Benchmark, settings: Settings, folder: Path) -> Outcome:
+def problem_of_local_data(benchmark: Benchmark, data: str) -> str:
+    """Why the data in a folder is none of a benchmark, empty if it may be. The error of lmms-eval would not tell."""
+    file = Path(data, "dataset_dict.json")
+    splits = json.loads(file.read_text())["splits"] if file.is_file() else []
+    if benchmark.split in splits:
+        return ""
+    return (
+        f"{data} is no data set with a split {benchmark.split}; write it with datasets, "
+        f'`DatasetDict({{"{benchmark.split}": rows}}).save_to_disk(folder)`'
+    )
+
+
+def harness_environment() -> dict[str, str]:
+    """The variables of a harness's environment: without the Hub, lmms-eval would try for minutes to download data."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        model_info("jinaai/jina-vlm", timeout=10)
+    except HfHubHTTPError:
+        pass  # the Hub answers
+    except Exception:  # its class is that of one of several HTTP libraries
+        print("The Hugging Face Hub cannot be reached. Only what is in its cache is used.", flush=True)
+        return {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return dict(os.environ)
+
+
+def measure(
+    benchmark: Benchmark, settings: Settings, folder: Path, environment: dict[str, str] | None = None
+) -> Outcome:
     """
-    Runs a benchmark, unless `folder` has its result for the same settings. The result is written at once when the
-    harness has ended with a number for all rows.
+    Runs a benchmark, in the environment of this process or another one, unless `folder` has its result for the same
+    settings. The result is written at once when the harness has ended with a number for all rows.
     """
     described = json.loads(json.dumps([asdict(benchmark), asdict(settings)], default=lambda each: each.__name__))
     versions = {name: version(name) for name in ("jvlm", "transformers", PACKAGES[benchmark.harness])}
@@ -164,9 +193,11 @@ def measure(benchmark: Benchmark, settings: Settings, folder: Path) -> Outcome:
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     if data:
+        if problem := problem_of_local_data(benchmark, data):
+            return Outcome(benchmark, None, problem, has_failed=True)
         write_local_task(benchmark, data, folder / "task")
     # Tasks write files into the working folder. What they find there must not hide a package.
-    status = subprocess.run(command(benchmark, settings, folder), cwd=output).returncode
+    status = subprocess.run(command(benchmark, settings, folder), cwd=output, env=environment).returncode
     files = [file for file in output.rglob("*.json") if RESULTS.fullmatch(file.name)]
     if status or len(files) != 1:  # lmms-eval prints errors, but exits with 0
         return Outcome(benchmark, None, f"{benchmark.harness} failed, see above", has_failed=True)
@@ -301,6 +332,7 @@ def evaluate(
         _check_repository(model)
     settings = Settings(str(Path(model).resolve()) if Path(model).is_dir() else model, **options)
     output = Path(output_dir).resolve()
+    environment = None if dry_run else harness_environment()
     outcomes = []
     for number, benchmark in enumerate(benchmarks, start=1):
         folder = output / benchmark.slug
@@ -315,7 +347,7 @@ def evaluate(
             outcomes.append(Outcome(benchmark, None, reason))
         else:
             print(head, flush=True)
-            outcomes.append(outcome := measure(benchmark, settings, folder))
+            outcomes.append(outcome := measure(benchmark, settings, folder, environment))
             print(f"{head}: {outcome.reason if outcome.score is None else f'{outcome.score:.1f}'}", flush=True)
     if dry_run:
         return []

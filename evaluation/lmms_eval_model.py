@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import jvlm  # registers the classes
+from jvlm.processing.prompt_inputs import prompt_inputs
 
 from .answer_file import AnswerFile
 from .fingerprint import files_of
@@ -166,14 +167,9 @@ class JinaVLM(lmms):
     @torch.no_grad()
     def _generate(self, conversations: list[list[dict]], settings: dict, stops: list[str]) -> list[tuple[str, int]]:
         """An answer and its number of tokens for each conversation."""
-        inputs = self.processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
-        ).to(self.device, self.model.dtype)
+        padding = {"padding": True, "padding_side": "left"}
+        inputs = prompt_inputs(self.processor, conversations, **padding, **self.images_kwargs)
+        inputs = inputs.to(self.device, self.model.dtype)
         stopping = {"stop_strings": stops, "tokenizer": self.tokenizer} if stops else {}
         output = self.model.generate(**inputs, **settings, **stopping)[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(output, skip_special_tokens=True)

@@ -438,6 +438,8 @@ class JinaVLMModel(JinaVLMPreTrainedModel):
             return encode(plan)
         if self.image_cache is None or are_features or keep_features or not plan.num_tokens:
             return self._encode_groups(encode, plan)
+        if not isinstance(self.image_cache, ImageFeatureCache):
+            raise TypeError(f"`image_cache` must be an `ImageFeatureCache` or None, got {self.image_cache!r}.")
         features = self.image_cache.get_or_compute(
             self, tiles, plan, lambda plan: self._encode_groups(encode, plan).pooler_output
         )

@@ -217,7 +217,7 @@ class JinaVLMImageProcessor(PilBackend):
         """Also names `size` in errors."""
         try:
             return super()._standardize_kwargs(**kwargs)
-        except (IndexError, TypeError) as error:
+        except (IndexError, TypeError, ValueError) as error:
             sizes = {name: kwargs[name] for name in ("size", "crop_size", "pad_size") if kwargs.get(name) is not None}
             raise ValueError(f"`size` must have the same `height` and `width`, got {sizes}.") from error
 

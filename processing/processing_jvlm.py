@@ -232,7 +232,9 @@ class JinaVLMProcessor(ProcessorMixin):
         try:
             merged = super()._merge_kwargs(*args, **kwargs)
         except (StrictDataclassError, TypeError) as error:
-            raise ValueError(f"An argument of the processor has a wrong value: {error}") from error
+            self.image_processor.get_image_grids([], {**kwargs, **kwargs.get("images_kwargs", {})})  # names its own
+            reason = " ".join(str(error).split())
+            raise ValueError(f"An argument of the processor has a wrong value: {reason}") from error
         if merged["text_kwargs"].get("is_split_into_words"):
             raise ValueError("`is_split_into_words` would join the prompts to one; pass whole prompts without it.")
         if self.add_bos_token:

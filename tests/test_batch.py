@@ -97,34 +97,43 @@ def test_bad_rows_keep_their_line(pages, answerer, single_answers, tmp_path, cap
         {"messages": [*messages("00.png"), {"role": "assistant", "content": "5"}], "image": None},
         {"messages": [{"role": "system", "content": "Be brief."}], "images": []},
         {"question": "Ünïcode?", "image": page, "answer": None},
+        {"question": "<|image|> <image>\nWhat is <im_patch>?", "image": page},
+        {"question": "What is <im_patch>?", "image": page},
     ]
     output = tmp_path / "answers.jsonl"
     assert command.main([str(write_rows(tmp_path / "rows.jsonl", rows)), str(output), *OPTIONS]) == 1
     lines = lines_of(output)
-    assert [line["id"] for line in lines] == ["first", 1, 2, 7, *range(4, 14)]
+    assert [line["id"] for line in lines] == ["first", 1, 2, 7, *range(4, 16)]
     assert lines[0]["answer"] == lines[11]["answer"] == single_answers["00.png"]
     content = [{"type": "image", "image": page}, {"type": "text", "text": " How many digits are in "}]
     content += [{"type": "image", "image": page}, {"type": "text", "text": "?"}]
     assert lines[7]["answer"] == "".join(answerer.stream([{"role": "user", "content": content}])).strip()
     assert lines[7]["num_image_tokens"] == 2 * lines[13]["num_image_tokens"] > 0
     errors = {
-        1: "The line is not JSON: ",
-        2: "There is no image ",
+        1: "Line 2: The line is not JSON: ",
+        2: f"Line 3: There is no image '{tmp_path / 'missing.png'}'; --image-folder names where relative paths begin.",
         3: "cannot be decoded",
         4: "has no question: its columns are 'image'",
         5: "`question` must be a text, got 3.",
         6: "must be an object with a question and an image, got [1, 2].",
         8: "and the model takes 1024 with the answer",
-        9: "an unpaired surrogate",
+        9: "Line 11: The prompt contains '\\ud800', an unpaired surrogate",
         10: "AttributeError: ",
         12: "The row has no message of the user to answer.",
+        14: "Line 16: The row has <|image|> in its text, which the model would take for one more image. Mark the "
+        "place of an image with <image>.",
+        15: "Line 17: The prompt contains '<im_patch>', which is reserved",
     }
     assert {line["row"] for line in lines if "error" in line} == set(errors)
     for row, error in errors.items():
         assert error in lines[row]["error"]
         assert "answer" not in lines[row]
+    questions = {row: lines[row]["question"] for row in errors}
+    assert {row for row, question in questions.items() if question is None} == {1, 4, 5, 6, 10, 12}
+    assert questions[2] == questions[3] == questions[8] == READ
+    assert questions[14] == "<|image|> What is <im_patch>?"
     assert "Ünïcode?" in output.read_text(encoding="utf-8")
-    assert capsys.readouterr().out.startswith("14 rows: 4 answers, 10 errors.")
+    assert capsys.readouterr().out.startswith("16 rows: 4 answers, 12 errors.")
     # A row without its line is asked again.
     kept = output.read_text(encoding="utf-8").splitlines(keepends=True)
     output.write_text("".join(line for line in kept if '"id": 7,' not in line), encoding="utf-8")
@@ -140,8 +149,8 @@ def test_a_row_has_an_image(pages, answerer, tmp_path):
     assert command.main([str(write_rows(tmp_path / "rows.jsonl", rows)), str(output), *OPTIONS]) == 1
     errors = [line["error"] for line in lines_of(output)]
     assert errors == [
-        "The row has no image; name its column with --columns image=NAME.",
-        "An image must have `bytes` or a `path`, got {'foo': 1}.",
+        "Line 1: The row has no image; name its column with --columns image=NAME.",
+        "Line 2: An image must have `bytes` or a `path`, got {'foo': 1}.",
     ]
 
 
@@ -301,6 +310,7 @@ def test_a_changed_input_is_refused(pages, tmp_path, capsys):
         (["rows.jsonl", "a.jsonl", "--batch-size", "0"], "'0' must be a positive integer"),
         (["rows.jsonl", "a.jsonl", "--max-crops", "0"], "`max_crops`"),
         (["rows.jsonl", "a.jsonl", "--model", "empty"], "empty"),
+        (["rows.jsonl", "a.jsonl", "--image_folder", "empty"], "unrecognized arguments: --image_folder empty"),
         (["rows.jsonl", "a.jsonl", "--engine", "vllm", "--device", "cpu"], "--device is not for --engine vllm"),
         (["rows.jsonl", "a.jsonl", "--vllm-args", "{}"], None),
         (["rows.jsonl", "a.jsonl", "--vllm-args", "{bad"], "'{bad' is not JSON"),

@@ -9,14 +9,16 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
+import huggingface_hub
 import PIL.Image
 import pytest
 from transformers import pipeline
 
 import jvlm
-from jvlm_cli import ask, chat, serve
-from jvlm_cli.answering import Answerer, shipped_model, user_message
+from jvlm_cli import ask, batch, chat, serve
+from jvlm_cli.answering import Answerer, find_checkpoint, shipped_model, user_message
 from jvlm_cli.main import COMMANDS, main
 
 
@@ -172,7 +174,53 @@ def test_ask_names_a_missing_model(capsys, tmp_path):
     with pytest.raises(SystemExit) as exit_info:
         ask.main([PAGES[0], "What is this?", "--model", str(tmp_path / "nothing")])
     assert exit_info.value.code == 1
-    assert "nothing" in capsys.readouterr().err
+    assert "nothing', and the name cannot be that of a repository" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (huggingface_hub.errors.RepositoryNotFoundError("404", response=Mock()), "and no repository of this name on"),
+        (ConnectionError("no network"), "and the Hugging Face Hub cannot be reached: no network"),
+    ],
+)
+def test_a_missing_model_is_found_at_once(found, message, capsys, monkeypatch):
+    """Without the Hub, Transformers tries again and again, for each file of the model."""
+    monkeypatch.setattr(huggingface_hub, "model_info", Mock(side_effect=found))
+    commands = ((serve.main, ["outputs/modle"]), (chat.main, ["--model", "outputs/modle"]))
+    for run, argv in (
+        *commands,
+        (batch.main, [str(Path(PAGES[0]).parent), "a", "--question", "?", "--model", "modle"]),
+    ):
+        with pytest.raises(SystemExit):
+            run(argv)
+        error = capsys.readouterr().err
+        assert f"There is no folder '{argv[-1]}', {message}" in error
+        assert len(error.splitlines()) == 1
+
+
+def test_a_repository_is_not_refused(monkeypatch):
+    """One that is in the cache, also without a network, and one about which the Hub has another error."""
+    asked = Mock(side_effect=huggingface_hub.errors.HfHubHTTPError("503", response=Mock()))
+    monkeypatch.setattr(huggingface_hub, "model_info", asked)
+    assert find_checkpoint("jinaai/jina-vlm") == "jinaai/jina-vlm"
+    assert asked.call_count == 1
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args, **kwargs: "config.json")
+    assert find_checkpoint("jinaai/jina-vlm") == "jinaai/jina-vlm"
+    assert asked.call_count == 1
+
+
+def test_a_cut_answer_is_marked(capsys, monkeypatch):
+    ask.main([PAGES[2], SAMPLES[2]["question"], "--device", "cpu", "--max-new-tokens", "2"])
+    note = "the answer was cut after 2 tokens; increase --max-new-tokens.\n"
+    assert capsys.readouterr().err.endswith(f"jvlm ask: {note}")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(["/help", SAMPLES[2]["question"], "How many?"])))
+    chat.main([PAGES[2], "--device", "cpu", "--max-new-tokens", "2"])
+    printed = capsys.readouterr()
+    assert printed.err.count(f"jvlm chat: {note}") == 2
+    assert [line.split()[0] for line in printed.out.splitlines()[:4]] == ["/image", "/clear", "/help", "/exit"]
+    ask.main([PAGES[2], SAMPLES[2]["question"], "--device", "cpu"])
+    assert "cut" not in capsys.readouterr().err
 
 
 def test_a_chat_goes_on_after_an_error_and_keeps_its_images(capsys, monkeypatch):
@@ -207,19 +255,25 @@ def test_a_chat_reads_its_images_once(capsys, monkeypatch, answerer):
         ([], ["serve", str(shipped_model())]),
         (["--port", "9000"], ["serve", str(shipped_model()), "--port", "9000"]),
         (["folder", "--port", "9000"], ["serve", "folder", "--port", "9000"]),
+        (["me/model@v1"], ["serve", "me/model@v1"]),
     ],
 )
-def test_serve_is_the_command_of_transformers(monkeypatch, argv, expected):
+def test_serve_is_the_command_of_transformers(monkeypatch, tmp_path, argv, expected):
     calls = []
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
     module = pytest.importorskip("transformers.cli.transformers")
     monkeypatch.setattr(module, "app", calls.append)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda model, **options: {"me/model": None}[model])
     serve.main(argv)
     assert calls == [expected]
 
 
 @pytest.mark.parametrize("argv", [["folder", "--image-cache-gb", "0.5", "--port", "9000"], ["--image-cache-gb=0.5"]])
-def test_serve_with_a_cache_of_image_features(monkeypatch, argv):
+def test_serve_with_a_cache_of_image_features(monkeypatch, tmp_path, argv):
     calls = []
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
     module = pytest.importorskip("transformers.cli.transformers")
     monkeypatch.setattr(module, "app", calls.append)
     monkeypatch.setattr(jvlm.JinaVLMModel, "image_cache", None)

@@ -12,7 +12,7 @@ from transformers import set_seed
 from benchmarks import parameters
 from examples.digits import demo, evaluate, train
 from examples.digits.pages import GRIDS, QUESTIONS, READ
-from examples.digits.vision_tower import PatchReader
+from examples.digits.vision_tower import build_patch_reader
 from jvlm import JinaVLMConfig, JinaVLMForConditionalGeneration
 
 
@@ -24,7 +24,7 @@ def digits_model(tmp_path_factory):
     """A folder with the digit model's processor and an untrained model."""
     folder = tmp_path_factory.mktemp("model")
     set_seed(0)
-    PatchReader().vision_tower.save_pretrained(folder / "vision_tower")
+    build_patch_reader().vision_tower.save_pretrained(folder / "vision_tower")
     return train.compose(folder)
 
 

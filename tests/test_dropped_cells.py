@@ -203,7 +203,7 @@ def test_a_limit_with_dropped_cells(build_processor, page, make_image, layout):
     [
         ({"max_image_tokens": 23}, r"`max_image_tokens` \(23\) must be at least 24, a thumbnail and a tile"),
         ({"max_image_tokens": 0}, "`max_image_tokens` must be an integer from 1"),
-        ({"max_image_tokens": 50.0}, "max_image_tokens.*(must be an integer from 1|expected int, got float)"),
+        ({"max_image_tokens": 50.0}, "`max_image_tokens` must be an integer from 1"),
         ({"drop_uniform_cells": 1}, "drop_uniform_cells.*(must be true or false|expected bool, got int)"),
         ({"uniform_tolerance": -1}, "`uniform_tolerance` must be a number from 0 to 255"),
         ({"uniform_tolerance": 256}, "`uniform_tolerance` must be a number from 0 to 255"),

@@ -10,9 +10,12 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
+import huggingface_hub
 import PIL.Image
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from jvlm.evaluation import evaluate as program
 from jvlm.evaluation.answer_file import AnswerFile
@@ -35,7 +38,8 @@ def harness(monkeypatch):
             self.scores = {"ai2d": {"exact_match,flexible-extract": 0.5}, "docvqa_val": {"anls,none": 0.25}}
             self.rows, self.status, self.runs = 100, 0, []
 
-        def run(self, argv, cwd):
+        def run(self, argv, cwd, env):
+            self.is_offline = env.get("HF_HUB_OFFLINE") == "1"
             given = dict(itertools.pairwise(argv))
             task = given["--tasks"]
             if task.endswith("_local"):
@@ -162,8 +166,8 @@ def test_another_checkpoint_of_the_same_name_is_run_again(harness, measure, tmp_
 
 
 def test_an_interrupted_benchmark_does_not_count(harness, measure, tmp_path, monkeypatch):
-    def interrupt(argv, cwd):
-        harness.run(argv, cwd)
+    def interrupt(argv, cwd, env):
+        harness.run(argv, cwd, env)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(program.subprocess, "run", interrupt)
@@ -214,6 +218,17 @@ def test_a_missing_harness_is_named(monkeypatch, tmp_path, capsys):
     assert main(["--model", DIGITS, "--suite", "ai2d", "--output_dir", str(tmp_path)]) == 1  # nothing has run
 
 
+@pytest.mark.parametrize(
+    ("found", "is_offline"), [(None, False), (HfHubHTTPError("503", response=Mock()), False), (OSError(), True)]
+)
+def test_without_the_hub_the_harness_does_not_wait_for_it(harness, measure, monkeypatch, capsys, found, is_offline):
+    monkeypatch.setattr(huggingface_hub, "model_info", Mock(side_effect=found))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert measure(["ai2d"]) == {"AI2D": 50.0}
+    assert harness.is_offline == is_offline
+    assert ("cannot be reached. Only what is in its cache is used." in capsys.readouterr().out) == is_offline
+
+
 def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path, monkeypatch):
     package, data = tmp_path / "lmms_eval", tmp_path / "data"
     monkeypatch.setattr(program, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(package)]))
@@ -222,6 +237,10 @@ def test_local_data_replaces_that_of_the_task(harness, measure, tmp_path, monkey
     installed.write_text('include: template\ntask: "docvqa_val"\n')
     (installed.parent / "lite.yaml").write_text("task: docvqa_val_lite\n")
     (data / "docvqa_val").mkdir(parents=True)
+    assert main(["--model", DIGITS, "--suite", "docvqa", "--output_dir", str(tmp_path), "--data_dir", str(data)]) == 1
+    assert "docvqa_val is no data set with a split validation; write it with" in (tmp_path / "results.md").read_text()
+    assert harness.runs == []
+    (data / "docvqa_val" / "dataset_dict.json").write_text('{"splits": ["validation"]}')
     scores = measure(["ai2d", "docvqa", "arc-c"], data_dir=str(data))
     assert scores == {"AI2D": None, "DocVQA": 25.0, "ARC-C": None}
     assert harness.task_file == {

@@ -169,6 +169,14 @@ def test_the_limit(build_model, build_processor, make_image):
             ImageFeatureCache(wrong)
 
 
+@torch.no_grad
+def test_another_cache_is_an_error(build_model, inputs):
+    model = build_model("stitched")
+    model.model.image_cache = "1 GB"
+    with pytest.raises(TypeError, match="`image_cache` must be an `ImageFeatureCache` or None, got '1 GB'"):
+        model(**inputs)
+
+
 def test_copies_of_a_model(cached):
     model, cache, _ = cached
     assert copy.deepcopy(model).model.image_cache is cache

@@ -161,6 +161,14 @@ def test_every_token_that_ends_an_answer_is_allowed(setting):
         AnswerFormats(model, processor)
 
 
+def test_swapped_arguments_are_reported(setting):
+    model, processor, _ = setting
+    with pytest.raises(TypeError, match="a model and its processor, in this order, got JinaVLMProcessor and Jina"):
+        AnswerFormats(processor, model)
+    with pytest.raises(TypeError, match="in this order, got JinaVLMForConditionalGeneration and "):
+        AnswerFormats(model, processor.tokenizer)
+
+
 def test_a_cut_answer_is_reported(setting):
     model, processor, inputs = setting
     json_format = AnswerFormats(model, processor).json(SCHEMA)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,6 +80,21 @@ def test_no_image_has_more_tokens_than_the_maximum(settings, max_crops):
 def test_geometry_tells_which_arguments_change_the_tiles(build_processor, kwargs, is_equal):
     image_processor = build_processor("independent").image_processor
     assert (image_processor.geometry(kwargs) == image_processor.geometry()) is is_equal
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"size": {"height": 112, "width": 112}}, {"size": {"height": 3, "width": 4}}, {"pooled_grid": [99, 9]}]
+)
+def test_a_request_for_other_tiles_is_refused(build_processor, kwargs):
+    """The error suggests no other tiles, which would be refused, too. Without a request for them, vLLM goes on."""
+    pytest.importorskip("vllm")
+    from jvlm_vllm.model import JinaVLMMultiModalProcessor
+
+    info = SimpleNamespace(get_hf_processor=build_processor, images_kwargs=lambda kwargs: kwargs)
+    with pytest.raises(ValueError, match=r"made for one size, overlap and layout of tiles\. Leave out the") as error:
+        JinaVLMMultiModalProcessor._apply_hf_processor_main(SimpleNamespace(info=info), None, kwargs)
+    assert str(kwargs) in str(error.value)
+    assert "multiple" not in str(error.value)
 
 
 def test_published_weights_of_a_stream():

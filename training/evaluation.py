@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from ..processing.prompt_inputs import prompt_inputs
 from .data_collator import DataCollatorForJinaVLM, conversation
 from .trainer import JinaVLMTrainer
 
@@ -67,14 +68,7 @@ def generate_answers(
             break
         # A process without a turn left answers the first one again, because the others wait for it.
         asked = [conversation(row, processor.chat_template)[:turn] for _, turn, row in batch or turns[:1]]
-        inputs = processor.apply_chat_template(
-            asked,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        ).to(model.device)
+        inputs = prompt_inputs(processor, asked, padding=True, padding_side="left").to(model.device)
         if synced_gpus:  # all processes run the vision tower, or those with images would wait for the others
             inputs = BatchFeature(collator._with_blank_tile(inputs)).to(model.device)
         output = model.generate(

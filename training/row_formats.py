@@ -135,6 +135,10 @@ class RowFormat:
     text_only: bool = False
 
     formats: ClassVar = FORMATS
+    # Names of options in error messages.
+    columns_option: ClassVar = "--dataset_columns"
+    image_folder_option: ClassVar = "--image_folder"
+    image_marker_option: ClassVar = "--image_marker"
 
     def __post_init__(self):
         if unknown := sorted(set(self.columns) - set(TARGETS)):
@@ -175,7 +179,7 @@ class RowFormat:
             ):
                 raise ValueError(
                     f"The row has no images, but a column {column!r}, which is not read. If it holds the image, use "
-                    f"--dataset_columns image={column}, otherwise remove it."
+                    f"{self.columns_option} image={column}, otherwise remove it."
                 )
 
     def detect(self, row: dict) -> str:
@@ -231,7 +235,9 @@ class RowFormat:
         if path.is_file():
             return str(path)
         if len(image) < 256 and Path(image).suffix:  # not an image in base64
-            raise ValueError(f"There is no image {str(path)!r}; --image_folder names where relative paths begin.")
+            raise ValueError(
+                f"There is no image {str(path)!r}; {self.image_folder_option} names where relative paths begin."
+            )
         return image
 
     def _place_images(self, messages: list[dict], num_images: int) -> list[dict]:
@@ -247,7 +253,7 @@ class RowFormat:
         if num_markers and num_parts:
             raise ValueError(
                 f'The texts have {num_markers} {self.image_marker!r} beside {num_parts} {{"type": "image"}} parts; '
-                "drop one of the two. --image_marker '' takes the markers as text."
+                f"drop one of the two. {self.image_marker_option} '' takes the markers as text."
             )
         if num_markers:
             parts = [of_one and self._split(of_one) for of_one in parts]
@@ -260,7 +266,7 @@ class RowFormat:
             kind = repr(self.image_marker) if num_markers else '{"type": "image"} parts'
             raise ValueError(
                 f"The messages have {num_markers + num_parts} {kind} for {num_images} images; their numbers must be "
-                "equal." + (" --image_marker '' takes the markers as text." if num_markers else "")
+                "equal." + (f" {self.image_marker_option} '' takes the markers as text." if num_markers else "")
             )
         return [
             message if of_one is None else {**message, "content": of_one}

@@ -21,65 +21,23 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    HfArgumentParser,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    set_seed,
-)
+from transformers import HfArgumentParser, PreTrainedTokenizerFast, set_seed
 
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
-from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
-from jvlm.training.evaluation import draw_log
-from jvlm.training.finetune import finetune
 
+from ..training_steps import LOG, StepsArguments, save_decoder, save_model, train_stages, train_tokenizer
 from .pages import DESCRIBE, MAX_DIGITS, QUESTIONS, DigitPages
 from .vision_tower import train_vision_tower
 
 
-END_OF_TEXT = "<|endoftext|>"
-LOG = "log.json"
-
-
 @dataclass
-class DigitsArguments:
-    output_dir: Path = field(metadata={"help": "Working folder. The final model is in its subfolder `model`."})
+class DigitsArguments(StepsArguments):
     vision_steps: int = field(default=9000, metadata={"help": "Steps of the vision tower."})
     language_steps: int = field(default=600, metadata={"help": "Steps of the decoder on pages given as text."})
     caption_steps: int = field(default=1500, metadata={"help": "Steps of the first stage, captions."})
     question_steps: int = field(default=5300, metadata={"help": "Steps of the second stage, questions."})
     batch_size: int = field(default=32, metadata={"help": "Pages per step."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of connector and decoder. The vision tower uses a third of it."}
-    )
     save_steps: int = field(default=500, metadata={"help": "Steps between checkpoints."})
-    num_workers: int = field(default=1, metadata={"help": "Number of data loader workers."})
-    seed: int = field(default=0, metadata={"help": "Random seed."})
-
-
-def train_tokenizer(corpus: list[str], max_length: int, **settings) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a corpus, with the special tokens of Qwen3. `settings` are those of the `BpeTrainer`."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        show_progress=False,
-        special_tokens=[END_OF_TEXT, "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        **settings,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        padding_side="left",
-        model_max_length=max_length,
-    )
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -89,23 +47,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     # Every " 7" must be one token: there are no merges across spaces, and each digit is frequent enough to be merged.
     corpus = prompts * 20 + captions * 20 + [" 0 1 2 3 4 5 6 7 8 9"] * 200
     return train_tokenizer(corpus, max_length=1024, vocab_size=370)
-
-
-def save_decoder(folder: Path, tokenizer: PreTrainedTokenizerFast, **sizes) -> None:
-    """Saves a new Qwen3 of these sizes and its tokenizer."""
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        head_dim=32,
-        num_key_value_heads=2,
-        max_position_embeddings=tokenizer.model_max_length,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        tie_word_embeddings=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sizes,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def build_decoder(folder: Path) -> None:
@@ -155,46 +96,17 @@ def stages(args: DigitsArguments) -> dict[str, tuple[DigitPages, dict]]:
 def train(args: DigitsArguments) -> Path:
     """Runs all steps that are not complete yet and returns the folder of the final model. See the module docstring."""
     output = args.output_dir
-    common = {
-        "save_steps": args.save_steps,
-        "save_total_limit": 2,
-        "logging_steps": 50,
-        "dataloader_num_workers": args.num_workers,
-        "report_to": "none",
-        "seed": args.seed,
-    }
+    common = args.common(save_steps=args.save_steps, logging_steps=50)
     set_seed(args.seed)
     if not (output / "vision_tower" / LOG).is_file():
         log = train_vision_tower(output / "vision_tower", args.vision_steps, **common)
         (output / "vision_tower" / LOG).write_text(json.dumps(log))
-    start = output / "composed"
-    if not start.is_dir():
+    if not (output / "composed").is_dir():
         compose(output, args.seed)
-    for name, (rows, settings) in stages(args).items():
-        if not (output / name / LOG).is_file():
-            training_args = JinaVLMTrainingArguments(
-                output_dir=str(output / name),
-                per_device_train_batch_size=args.batch_size,
-                learning_rate=args.learning_rate,
-                vision_tower_learning_rate=args.learning_rate / 3,
-                warmup_steps=0.03,
-                weight_decay=0.05,
-                train_sampling_strategy="sequential",
-                resume_from_checkpoint="True",
-                **common,
-                **settings,
-            )
-            model = AutoModelForImageTextToText.from_pretrained(start)
-            collator = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(start))
-            trainer = finetune(model, collator, training_args, rows)
-            (output / name / LOG).write_text(json.dumps(trainer.state.log_history))
-        start = output / name
-    AutoModelForImageTextToText.from_pretrained(start, dtype="bfloat16").save_pretrained(output / "model")
-    AutoProcessor.from_pretrained(start).save_pretrained(output / "model")
+    batch = {"per_device_train_batch_size": args.batch_size}
+    trained = train_stages(args, output / "composed", stages(args), {**batch, **common})
     logs = {name: json.loads((output / name / LOG).read_text()) for name in ("vision_tower", *stages(args))}
-    (output / "model" / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
-    draw_log(logs, output / "model" / "losses.png")
-    return output / "model"
+    return save_model(trained, output / "model", logs)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -34,24 +34,16 @@ from transformers import (
 )
 
 from jvlm.conversion_scripts.compose_from_pretrained import compose_from_pretrained
-from jvlm.training import DataCollatorForJinaVLM, JinaVLMTrainingArguments
-from jvlm.training.evaluation import draw_log
-from jvlm.training.finetune import finetune
 
-from ..digits.train import save_decoder, train_tokenizer
+from ..training_steps import LOG, StepsArguments, save_decoder, save_model, train_stages, train_tokenizer
 from .data import DocumentPages
 from .ingredients import CYRILLIC, GREEK, LATIN, TRAIN
 from .pages import KINDS, NOTE, READ, draw_page
 from .vision_tower import train_vision_tower
 
 
-LOG = "log.json"
-STAGES = ("language", "captions", "questions")
-
-
 @dataclass
-class DocumentsArguments:
-    output_dir: Path = field(metadata={"help": "Working folder. The final model is in its subfolder `model`."})
+class DocumentsArguments(StepsArguments):
     continue_from: Path | None = field(
         default=None,
         metadata={"help": "Trained model whose vision tower and answers to train on. Default: train all steps."},
@@ -61,12 +53,7 @@ class DocumentsArguments:
     caption_steps: int = field(default=600, metadata={"help": "Steps of the first stage, the text of pages."})
     question_steps: int = field(default=1200, metadata={"help": "Steps of the second stage, questions."})
     batch_size: int = field(default=16, metadata={"help": "Pages per step; 2 times as many as text."})
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of connector and decoder. The vision tower uses a third of it."}
-    )
     save_steps: int = field(default=100, metadata={"help": "Steps between checkpoints."})
-    num_workers: int = field(default=1, metadata={"help": "Number of data loader workers."})
-    seed: int = field(default=0, metadata={"help": "Random seed."})
 
 
 def question_templates() -> list[str]:
@@ -146,7 +133,7 @@ def prepare(args: DocumentsArguments, common: dict) -> Path:
         model = AutoModelForImageTextToText.from_pretrained(args.continue_from, dtype="float32")
     if not (folder / LOG).is_file():
         weights = None if model is None else model.model.vision_tower.state_dict()
-        log = train_vision_tower(folder, args.vision_steps, weights, **common)
+        log = train_vision_tower(folder, args.vision_steps, weights=weights, **common)
         (folder / LOG).write_text(json.dumps(log))
     if start.is_dir():
         return start
@@ -163,46 +150,18 @@ def prepare(args: DocumentsArguments, common: dict) -> Path:
 def train(args: DocumentsArguments) -> Path:
     """Runs all steps that are not complete yet and returns the folder of the final model. See the module docstring."""
     output = args.output_dir
-    common = {
-        "save_steps": args.save_steps,
-        "save_total_limit": 2,
-        "logging_steps": 20,
-        "dataloader_num_workers": args.num_workers,
-        "report_to": "none",
-        "seed": args.seed,
-    }
+    common = args.common(save_steps=args.save_steps, logging_steps=20)
     set_seed(args.seed)
     start = prepare(args, common)
-    steps = STAGES if args.continue_from is None else STAGES[-1:]
-    for name, (rows, settings) in stages(args).items():
-        if name not in steps:
-            continue
-        if not (output / name / LOG).is_file():
-            training_args = JinaVLMTrainingArguments(
-                output_dir=str(output / name),
-                learning_rate=args.learning_rate,
-                vision_tower_learning_rate=args.learning_rate / 3,
-                warmup_steps=0.03,
-                weight_decay=0.05,
-                train_sampling_strategy="sequential",
-                resume_from_checkpoint="True",
-                **{"per_device_train_batch_size": args.batch_size, **common, **settings},
-            )
-            model = AutoModelForImageTextToText.from_pretrained(start, dtype="float32")
-            collator = DataCollatorForJinaVLM(AutoProcessor.from_pretrained(start))
-            trainer = finetune(model, collator, training_args, rows)
-            (output / name / LOG).write_text(json.dumps(trainer.state.log_history))
-        start = output / name
-    AutoModelForImageTextToText.from_pretrained(start, dtype="bfloat16").save_pretrained(output / "model")
-    AutoProcessor.from_pretrained(start).save_pretrained(output / "model")
+    steps = stages(args)
+    if args.continue_from is not None:
+        steps = {"questions": steps["questions"]}
+    trained = train_stages(args, start, steps, {"per_device_train_batch_size": args.batch_size, **common})
     logs = _earlier_logs(args)
-    for name in ("vision_tower", *STAGES):
-        if (output / name / LOG).is_file():
-            part = name if args.continue_from is None else f"{name} {len(logs)}"
-            logs[part] = json.loads((output / name / LOG).read_text())
-    (output / "model" / "training_log.json").write_text(json.dumps(logs, indent=1) + "\n")
-    draw_log(logs, output / "model" / "losses.png")
-    return output / "model"
+    for name in ("vision_tower", *steps):
+        part = name if args.continue_from is None else f"{name} {len(logs)}"
+        logs[part] = json.loads((output / name / LOG).read_text())
+    return save_model(trained, output / "model", logs)
 
 
 def _earlier_logs(args: DocumentsArguments) -> dict[str, list[dict]]:

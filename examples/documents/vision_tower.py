@@ -4,11 +4,9 @@
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import EvalPrediction, SiglipVisionConfig, SiglipVisionModel, Trainer, TrainingArguments
+from transformers import EvalPrediction
 
-from jvlm.training import last_complete_checkpoint
-
+from ..patch_reader import PatchReader, train_patch_reader
 from .data import BACKGROUND, PARTS, DocumentTiles
 from .ingredients import TEST
 from .pages import PATCH_SIZE, TILE_SIZE
@@ -19,33 +17,11 @@ NUM_TEST_TILES = 64  # tiles with held-out fonts and words, on which the charact
 BACKGROUND_WEIGHT = 0.3  # of the loss: most places are empty
 
 
-class PatchReader(nn.Module):
-    """A SigLIP vision tower with a linear classifier of the characters at every patch."""
-
-    def __init__(self):
-        super().__init__()
-        config = SiglipVisionConfig(
-            hidden_size=192,
-            intermediate_size=576,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            image_size=TILE_SIZE,
-            patch_size=PATCH_SIZE,
-            vision_use_head=False,
-        )
-        self.vision_tower = SiglipVisionModel(config)
-        self.classifier = nn.Linear(config.hidden_size, PARTS * (BACKGROUND + 1))
-        weight = torch.ones(BACKGROUND + 1)
-        weight[BACKGROUND] = BACKGROUND_WEIGHT
-        self.register_buffer("weight", weight, persistent=False)
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        logits = self.classifier(
-            self.vision_tower(pixel_values).last_hidden_state
-        )  # [tiles, patches, parts * classes]
-        logits = logits.unflatten(-1, (PARTS, -1))
-        loss = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), weight=self.weight)
-        return {"loss": loss, "logits": logits}
+def build_patch_reader() -> PatchReader:
+    """A classifier of the characters in the halves of a patch, and of the background."""
+    weight = torch.ones(BACKGROUND + 1)
+    weight[BACKGROUND] = BACKGROUND_WEIGHT
+    return PatchReader(192, TILE_SIZE, PATCH_SIZE, num_classes=BACKGROUND + 1, parts=PARTS, weight=weight)
 
 
 def characters_read(prediction: EvalPrediction) -> dict[str, float]:
@@ -55,39 +31,32 @@ def characters_read(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def train_vision_tower(
-    folder: Path, max_steps: int, weights: dict[str, torch.Tensor] | None = None, **arguments
+    folder: Path, max_steps: int, seed: int, weights: dict[str, torch.Tensor] | None = None, **arguments
 ) -> list[dict]:
     """
     Trains a vision tower, from scratch or from the `weights` of one, saves it in `folder` and returns the log history
     of the Trainer.
     """
-    args = TrainingArguments(
-        output_dir=str(folder),
+    model = build_patch_reader()
+    if weights is not None:  # a JinaVLM has no norm after the last block, which it does not use
+        model.vision_tower.load_state_dict({**model.vision_tower.state_dict(), **weights})
+    return train_patch_reader(
+        model,
+        folder,
+        DocumentTiles(max_steps * BATCH_SIZE, seed),
+        {
+            "eval_dataset": DocumentTiles(NUM_TEST_TILES, seed, TEST),
+            "compute_metrics": characters_read,
+            "preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1),
+        },
         max_steps=max_steps,
         per_device_train_batch_size=BATCH_SIZE,
         learning_rate=1e-3,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=min(100, max_steps // 10),
-        weight_decay=0.05,
-        adam_beta2=0.98,
         eval_strategy="steps",
         eval_steps=arguments["save_steps"],
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
+        seed=seed,
         **arguments,
     )
-    model = PatchReader()
-    if weights is not None:  # a JinaVLM has no norm after the last block, which it does not use
-        model.vision_tower.load_state_dict({**model.vision_tower.state_dict(), **weights})
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=DocumentTiles(max_steps * BATCH_SIZE, args.seed),
-        eval_dataset=DocumentTiles(NUM_TEST_TILES, args.seed, TEST),
-        compute_metrics=characters_read,
-        preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-    )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
-    model.vision_tower.save_pretrained(folder)
-    return trainer.state.log_history

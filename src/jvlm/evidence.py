@@ -15,6 +15,7 @@ from .modeling.image_plan import plan_images
 from .modeling.modeling_jvlm import JinaVLMForConditionalGeneration
 from .processing.drawing import strongest_place
 from .processing.processing_jvlm import JinaVLMProcessor
+from .processing.prompt_inputs import prompt_inputs
 
 
 EVIDENCE_FILE = "evidence.json"
@@ -174,9 +175,7 @@ def _user(image, question: str) -> dict:
 
 
 def _answer(model, processor, image, question: str, max_new_tokens: int) -> str:
-    inputs = processor.apply_chat_template(
-        [_user(image, question)], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device, model.dtype)
+    inputs = prompt_inputs(processor, [_user(image, question)]).to(model.device, model.dtype)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
     return processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils import ModelOutput
 
 from .cache_argument import cache_argument
+from .processing.prompt_inputs import prompt_inputs
 
 
 _QUESTION = "?"  # a stand-in, for the prompt that the images begin
@@ -70,14 +71,8 @@ class PrefixCache:
             raise ValueError("`images` is empty; a prefix cache is for questions about images.")
         self.model, self.processor = model, processor
         self.num_images, self.system = len(images), system
-        inputs = processor.apply_chat_template(
-            self._messages(_QUESTION, images),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=images_kwargs,
-        ).to(model.device, model.dtype)
+        inputs = prompt_inputs(processor, self._messages(_QUESTION, images), **images_kwargs)
+        inputs = inputs.to(model.device, model.dtype)
         prompt = inputs.pop("input_ids")
         is_image = torch.isin(prompt[0], torch.tensor(processor.image_token_ids, device=prompt.device))
         length = int(is_image.nonzero()[-1]) + 1

@@ -40,6 +40,7 @@ class AnswerFormats:
         processor ([`ProcessorMixin`]): its processor, with a fast tokenizer.
 
     Raises:
+        TypeError: if `model` is no model or `processor` no processor, for example because they are swapped.
         ValueError: if the tokenizer is not a fast one, if it has more tokens than the output head, or if no token ends
             an answer.
 
@@ -59,6 +60,9 @@ class AnswerFormats:
     """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin):
+        if not (hasattr(model, "generation_config") and hasattr(processor, "tokenizer")):
+            found = f"{type(model).__name__} and {type(processor).__name__}"
+            raise TypeError(f"`AnswerFormats` takes a model and its processor, in this order, got {found}.")
         eos_token_id = model.generation_config.eos_token_id
         if eos_token_id is None:
             raise ValueError(

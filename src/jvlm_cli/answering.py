@@ -2,6 +2,7 @@
 """What the commands share: options, loading a model, streaming an answer. `jvlm` is imported only when needed."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -18,6 +19,37 @@ def shipped_model() -> Path:
     """The folder of the model in the box, which reads handwritten digits."""
     [package] = find_spec("jvlm").submodule_search_locations or [""]  # type: ignore[union-attr]
     return Path(package) / "shipped_model"
+
+
+def find_checkpoint(model: str | None, revision: str | None = None) -> str:
+    """
+    The folder or Hub id of a checkpoint, by default the shipped model. Transformers would try for minutes to download
+    each file of a folder that does not exist.
+
+    Raises:
+        OSError: if it is no folder and no repository that is in the cache or can be reached.
+    """
+    if model is None:
+        return str(shipped_model())
+    if Path(model).exists():
+        return model
+    from huggingface_hub import model_info, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    missing = f"There is no folder {model!r}, and"
+    try:
+        files = ("config.json", "adapter_config.json")
+        if not any(isinstance(try_to_load_from_cache(model, file, revision=revision), str) for file in files):
+            model_info(model, timeout=10)
+    except HFValidationError as error:
+        raise OSError(f"{missing} the name cannot be that of a repository on the Hugging Face Hub.") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(f"{missing} no repository of this name on the Hugging Face Hub that you may read.") from error
+    except HfHubHTTPError:
+        pass  # `from_pretrained` tries again
+    except Exception as error:  # its class is that of one of several HTTP libraries
+        raise OSError(f"{missing} the Hugging Face Hub cannot be reached: {error}") from error
+    return model
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +95,10 @@ class Answerer:
 
     Raises:
         OSError, ValueError: if the checkpoint cannot be loaded, or not onto the device.
+
+    Attributes:
+        end_tokens (`list[int]`): the tokens that end an answer.
+        is_cut (`bool`): whether `max_new_tokens` cut the last answer.
     """
 
     def __init__(
@@ -73,17 +109,21 @@ class Answerer:
         max_crops: int | None = None,
         max_new_tokens: int = 512,
     ):
+        self.id = find_checkpoint(model)
+
         from transformers import AutoProcessor
 
         import jvlm  # noqa: F401 - registers the classes
         from jvlm.runtimes import is_runtime_folder
 
-        self.id = str(model or shipped_model())
         self.name = str(model or "the shipped model, which reads handwritten digits only")
         self.processor = AutoProcessor.from_pretrained(self.id)
         self.model = (
             _load_export(self.id, dtype, device) if is_runtime_folder(self.id) else _load(self.id, dtype, device)
         )
+        ends = self.model.generation_config.eos_token_id
+        self.end_tokens = ends if isinstance(ends, list) else [ends]
+        self.is_cut = False
         self.images_kwargs: dict[str, Any] = {} if max_crops is None else {"max_crops": max_crops}
         self.max_new_tokens = max_new_tokens
 
@@ -102,15 +142,10 @@ class Answerer:
         Raises:
             ValueError: if an image cannot be read or the messages are invalid.
         """
+        from jvlm.processing.prompt_inputs import prompt_inputs
+
         images_kwargs = self.images_kwargs if max_crops is None else {"max_crops": max_crops}
-        inputs = self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs=dict(images_kwargs),  # `apply_chat_template` adds to it
-        ).to(self.model.device, self.model.dtype)
+        inputs = prompt_inputs(self.processor, messages, **images_kwargs).to(self.model.device, self.model.dtype)
         return self._stream(self.model.generate, **inputs, **kwargs)
 
     def read(self, images: list) -> "PrefixCache":
@@ -142,7 +177,7 @@ class Answerer:
                 yield from filter(None, streamer)
             finally:
                 is_closed.set()
-            answer.result()
+            self.is_cut = int(answer.result()[0, -1]) not in self.end_tokens
 
 
 def _load(model_id: str, dtype: str | None, device: str | None) -> Any:
@@ -184,3 +219,12 @@ def print_answer(pieces: Iterable[str]) -> str:
         answer += piece
     print()
     return answer.rstrip()
+
+
+def note_cut_answer(answerer: Answerer, command: str) -> None:
+    """Says on the standard error if the last answer was cut."""
+    if answerer.is_cut:
+        print(
+            f"{command}: the answer was cut after {answerer.max_new_tokens} tokens; increase --max-new-tokens.",
+            file=sys.stderr,
+        )

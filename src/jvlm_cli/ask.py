@@ -12,7 +12,7 @@ Asks a question about one or more images and prints the answer while it is writt
 import json
 from pathlib import Path
 
-from .answering import Answerer, add_model_options, print_answer, user_message
+from .answering import Answerer, add_model_options, note_cut_answer, print_answer, user_message
 from .command_line import argument_parser, run
 
 
@@ -71,6 +71,7 @@ def ask(
     messages = [user_message(pixels, question)]
     if schema is None:
         answer = print_answer(answerer.stream(messages))
+        note_cut_answer(answerer, "jvlm ask")
     else:
         answer = _json_answer(answerer, messages, schema)
         print(answer)

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .answering import Answerer, add_model_options, choose_device, choose_dtype, shipped_model
+from .answering import Answerer, add_model_options, choose_device, choose_dtype, find_checkpoint
 from .batch_answers import AnswerLines
 from .command_line import argument_parser, run
 
@@ -36,10 +36,8 @@ def main(argv: list[str] | None = None) -> int | None:
     parser.add_argument("input", metavar="INPUT", help="a folder of images, a JSONL file or a data set")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="JSONL file of the answers")
     parser.add_argument("--question", help="one question about all images")
-    # The messages about data name these options as `jvlm finetune` has them.
     parser.add_argument(
         "--columns",
-        "--dataset_columns",
         nargs="+",
         type=_column,
         default=[],
@@ -48,13 +46,11 @@ def main(argv: list[str] | None = None) -> int | None:
     )
     parser.add_argument(
         "--image-folder",
-        "--image_folder",
         metavar="DIR",
         help="where relative paths of images begin; by default the folder of the input",
     )
     parser.add_argument(
         "--image-marker",
-        "--image_marker",
         default="<image>",
         metavar="TEXT",
         help="what marks the place of an image in a question, by default %(default)s; '' for nothing",
@@ -176,7 +172,7 @@ def batch(
         input, image_folder, columns=dict(columns or []), question=question, image_marker=image_marker
     )
     row_format.check_columns(rows)
-    checkpoint = str(model or shipped_model())
+    checkpoint = find_checkpoint(model)
     config, processor = AutoConfig.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)

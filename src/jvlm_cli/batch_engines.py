@@ -19,8 +19,7 @@ class TransformersEngine:
 
     def __init__(self, answerer: Answerer):
         self.answerer = answerer
-        ends = answerer.model.generation_config.eos_token_id
-        self.end_tokens = torch.tensor(ends if isinstance(ends, list) else [ends])
+        self.end_tokens = torch.tensor(answerer.end_tokens)
 
     def __call__(self, batch: RowBatch) -> list[dict]:
         """The results of the rows of a batch: `answer`, `num_image_tokens` and `finish_reason`."""

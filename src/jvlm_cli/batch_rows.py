@@ -6,7 +6,7 @@ import os
 import signal
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature
 
 from jvlm.processing.image_loading import load_image
+from jvlm.processing.prompt_format import IMAGE_PLACEHOLDER
+from jvlm.processing.prompt_inputs import prompt_inputs
 from jvlm.training.data_collator import content_parts
 from jvlm.training.row_formats import FORMATS, RowFormat, builder, image_size
 
@@ -47,15 +49,20 @@ class QuestionFormat(RowFormat):
         "prompt": (("prompt",), _prompt),
         **{name: FORMATS[name] for name in ("messages", "conversations", "texts")},
     }
+    columns_option = "--columns"
+    image_folder_option = "--image-folder"
+    image_marker_option = "--image-marker"
 
     def __call__(self, row: dict) -> dict:
         row = super().__call__(row)
-        messages = row["messages"]
-        while messages and messages[-1].get("role") == "assistant":
-            messages = messages[:-1]
-        if not messages or messages[-1].get("role") != "user":
-            raise ValueError("The row has no message of the user to answer.")
-        return {**row, "messages": messages}
+        return {**row, "messages": _asked(row["messages"])}
+
+    def last_question(self, row: dict) -> str:
+        """The text of the last question, without markers of images. The images may be missing."""
+        row = self._named_columns(row)
+        parts = content_parts(_asked(self.formats[self._detect(row)][1](row))[-1]["content"])
+        parts = self._split(parts) if self.image_marker else parts
+        return "".join(part.get("text", "") for part in parts)
 
     def _detect(self, row: dict) -> str:
         for name, (columns, _) in self.formats.items():
@@ -79,6 +86,15 @@ class QuestionFormat(RowFormat):
                 return
         if error is not None:
             raise error
+
+
+def _asked(messages: list[dict]) -> list[dict]:
+    """The messages up to the last question, which has no answer yet or one that is left out."""
+    while messages and messages[-1].get("role") == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1].get("role") != "user":
+        raise ValueError("The row has no message of the user to answer.")
+    return messages
 
 
 class ImageFiles(Sequence):
@@ -113,15 +129,19 @@ class JsonLines(Sequence):
 
     Args:
         path (`Path`): the file.
+
+    Attributes:
+        line_numbers (`array`): the number of the line of each row, from 1 on.
     """
 
     def __init__(self, path: Path):
-        self.path, self.offsets = path, array("q")
+        self.path, self.offsets, self.line_numbers = path, array("q"), array("q")
         offset = 0
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if line.strip():
                     self.offsets.append(offset)
+                    self.line_numbers.append(number)
                 offset += len(line)
 
     def __len__(self) -> int:
@@ -185,16 +205,22 @@ def _is_data_set(folder: Path) -> bool:
 
 @dataclass
 class Row:
-    """A row of the input: its number, its id, and the last question; the conversation, or why there is none."""
+    """
+    A row of the input: its number, its id, the line of a JSONL file and the last question; the conversation, or why
+    there is none.
+    """
 
     number: int
     id: Any
+    line_number: int | None = None
     question: str | None = None
     messages: list[dict] = field(default_factory=list)
     error: str = ""
 
     def line(self, result: dict) -> dict:
         """The line of the output, given the answer or the error."""
+        if "error" in result and self.line_number is not None:  # blank lines are no rows
+            result = {**result, "error": f"Line {self.line_number}: {result['error']}"}
         return {"row": self.number, "id": self.id, "question": self.question, **result}
 
 
@@ -212,14 +238,22 @@ class RowReader(Dataset):
 
     def __getitem__(self, number: int) -> Row:
         row = Row(number, number)
+        if isinstance(self.rows, JsonLines):
+            row.line_number = self.rows.line_numbers[number]
         with _noting_error(row):
             columns = self.rows[number]
             if isinstance(columns.get("id"), (str, int)):
                 row.id = columns["id"]
+            with suppress(Exception):  # the next line says why there is none
+                row.question = self.row_format.last_question(columns)
             messages, images = self.conversation(columns)
-            row.question = "".join(part.get("text", "") for part in messages[-1]["content"])
             if not any(part["type"] == "image" for message in messages for part in message["content"]):
                 raise ValueError("The row has no image; name its column with --columns image=NAME.")
+            if any(IMAGE_PLACEHOLDER in part.get("text", "") for message in messages for part in message["content"]):
+                raise ValueError(
+                    f"The row has {IMAGE_PLACEHOLDER} in its text, which the model would take for one more image. "
+                    f"Mark the place of an image with {self.row_format.image_marker or 'an --image-marker'}."
+                )
             loaded = map(load_image, images)
             row.messages = [
                 {**message, "content": [_with_image(part, loaded) for part in message["content"]]}
@@ -250,7 +284,8 @@ def _noting_error(row: Row) -> Iterator[None]:
         raise
     except Exception as error:
         is_ours = isinstance(error, (ValueError, OSError))
-        row.error = " ".join(f"{'' if is_ours else type(error).__name__ + ': '}{error}".split())
+        text = str(error).replace("Prompt 0 ", "The prompt ")  # a row has one
+        row.error = " ".join(f"{'' if is_ours else type(error).__name__ + ': '}{text}".split())
         row.messages = []
 
 
@@ -290,14 +325,8 @@ class PromptMaker:
 
     def inputs(self, rows: list[Row]) -> BatchFeature:
         """The inputs of the model for some rows, padded on the left."""
-        inputs = self.processor.apply_chat_template(
-            [row.messages for row in rows],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left", **self.images_kwargs},
-        )
+        conversations = [row.messages for row in rows]
+        inputs = prompt_inputs(self.processor, conversations, padding=True, padding_side="left", **self.images_kwargs)
         self._check_length(inputs["input_ids"].shape[1])
         return inputs
 

@@ -6,13 +6,17 @@ Chats about images in the terminal. Each line is a message; an answer is printed
 
 /image FILE   adds an image to the next message
 /clear        forgets the conversation
+/help         prints these lines
 /exit         ends the chat, as the end of the input does
 """
 
 import sys
 
-from .answering import Answerer, add_model_options, print_answer, user_message
+from .answering import Answerer, add_model_options, note_cut_answer, print_answer, user_message
 from .command_line import argument_parser, run
+
+
+_COMMANDS = str(__doc__)[str(__doc__).index("/image") :].rstrip()
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -40,7 +44,9 @@ def chat(images: list[str], **options) -> None:
         if command == "/exit":
             break
         try:
-            if command == "/clear":
+            if command == "/help":
+                print(_COMMANDS)
+            elif command == "/clear":
                 messages, images, pages = [], [], None
             elif command == "/image":
                 images.append(load(argument.strip()))
@@ -53,6 +59,7 @@ def chat(images: list[str], **options) -> None:
                 else:
                     pieces = answerer.stream_about(pages, [*map(_without_images, messages), user_message([], line)])
                 answer = print_answer(pieces)
+                note_cut_answer(answerer, "jvlm chat")
                 messages, images = [*messages, turn, {"role": "assistant", "content": answer}], []
         except (OSError, ValueError) as error:  # of this line; the chat goes on
             print(f"jvlm chat: error: {error}", file=sys.stderr)

@@ -8,8 +8,9 @@ registered, and takes its options.
 """
 
 import argparse
+from pathlib import Path
 
-from .answering import shipped_model
+from .answering import find_checkpoint, shipped_model
 from .command_line import argument_parser
 
 
@@ -42,6 +43,12 @@ def main(argv: list[str] | None = None) -> int | None:
         parser.parse_args(argv)
     args, argv = options.parse_known_args(argv)
     model = argv.pop(0) if argv and not argv[0].startswith("-") else str(shipped_model())
+    try:
+        if not Path(model).exists():
+            name, _, revision = model.partition("@")
+            find_checkpoint(name, revision or None)
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
 
     from transformers.cli.transformers import app
 

@@ -72,10 +72,15 @@ class JinaVLMMultiModalProcessor(MultiModalProcessor):
     def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]) -> BatchFeature:
         """Also refuses arguments that change the tiles themselves, at which the engine would stop."""
         image_processor = self.info.get_hf_processor().image_processor
-        if image_processor.geometry(self.info.images_kwargs(hf_kwargs)) != image_processor.geometry():
+        try:
+            is_same = image_processor.geometry(self.info.images_kwargs(hf_kwargs)) == image_processor.geometry()
+        except ValueError:  # it suggests other tiles, which would be refused, too
+            is_same = False
+        if not is_same:
             raise ValueError(
                 f"`mm_processor_kwargs` is {dict(hf_kwargs)}, but the model is made for one size, overlap and layout "
-                "of tiles. Pass `max_crops`, or settings of the first resize."
+                "of tiles. Leave out the arguments that change them. `max_crops`, `max_image_tokens` and those of the "
+                "first resize (`do_resize`, `min_pixels`, `max_pixels`) can be passed."
             )
         try:
             return super()._apply_hf_processor_main(mm_items, hf_kwargs)

@@ -58,6 +58,22 @@ def test_anls(references, prediction, edits):
         assert ours == 0
 
 
+@pytest.mark.parametrize(
+    ("references", "prediction", "score"),
+    [
+        (["1 6 4 6 6"], "1 6 4 6 6", 1),
+        (["1 6 4 6 6"], "1 6 4 6", 1 - 2 / 9),  # two characters are missing
+        (["Invoice"], "invoise", 1 - 1 / 7),
+        (["no", "1 6 4 6"], "1 7 4 6", 1 - 1 / 7),  # the best of several
+        (["1 6 4 6 6"], "9", 0),  # below the threshold
+        (["zzzz"], "5", 0),
+    ],
+)
+def test_anls_by_hand(references, prediction, score):
+    assert anls(references, [prediction])["anls"] == pytest.approx(score, abs=1e-9)
+    assert anls_of_the_paper(references, prediction) == pytest.approx(score, abs=1e-9)
+
+
 def test_anls_counts_spaces_only_in_the_length():
     """It merges spaces for the distance but divides by the length with them."""
     assert anls(["ab"], ["a  " + " " * 10 + "c"])["anls"] > 0.5
