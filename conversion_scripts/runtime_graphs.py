@@ -5,6 +5,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +63,7 @@ def _quantize(model: Any, num_bits: int, folder: Path) -> None:
             path = folder / f"{value.name}.npy"
             np.save(path, array)
             value.const_value = onnx_ir.LazyTensor(
-                lambda path=path: onnx_ir.tensor(np.load(path, mmap_mode="r")),
+                partial(_mapped, path),
                 dtype=onnx_ir.DataType.from_numpy(array.dtype),
                 shape=onnx_ir.Shape(array.shape),
                 name=value.name,
@@ -78,6 +79,13 @@ def _quantize(model: Any, num_bits: int, folder: Path) -> None:
         )
         onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [layer], node.outputs, layer.outputs)
         del graph.initializers[weight.name]
+
+
+def _mapped(path: Path) -> Any:
+    """The tensor of a file, mapped into memory."""
+    import onnx_ir
+
+    return onnx_ir.tensor(np.load(path, mmap_mode="r"))
 
 
 def write_openvino(component: Component, path: Path, weights: str | None) -> None:
