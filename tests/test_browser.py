@@ -154,7 +154,7 @@ def test_settings_and_files_of_the_page(export, tmp_path):
         ({"dtype": "float16"}, "computes in float16; export it with `--dtype float32`"),
         ({"antialias": True}, "has no answer.json"),
         ({"do_resize": True}, "has no code for `do_resize`"),
-        ({"max_image_tokens": 48}, "has no code for `max_image_tokens`"),
+        ({"max_image_tokens": 48}, "has no answer.json"),
     ],
 )
 def test_exports_that_the_page_cannot_run(export, tmp_path, monkeypatch, arguments, text):

@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from helpers import END_OF_TEXT
 from skimage.measure import label, regionprops
 from transformers import AutoModelForImageTextToText, AutoProcessor, SiglipVisionModel
 
@@ -173,7 +174,7 @@ def test_labels_are_the_answers(processor):
     for row, labels in zip(rows, batch["labels"], strict=True):
         answers = [message["content"][0]["text"] for message in row["messages"] if message["role"] == "assistant"]
         assert len(answers) == len(QUESTIONS) + 1
-        expected = "".join(f" {answer}{train.END_OF_TEXT}" for answer in answers)
+        expected = "".join(f" {answer}{END_OF_TEXT}" for answer in answers)
         assert processor.tokenizer.decode(labels[labels != -100]) == expected
 
 

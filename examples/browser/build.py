@@ -121,9 +121,8 @@ def settings(exported: Path) -> dict:
     config = AutoConfig.from_pretrained(exported)
     processor = AutoProcessor.from_pretrained(exported)
     image_processor = processor.image_processor
-    for name in ("do_resize", "drop_uniform_cells", "max_image_tokens"):
-        if getattr(image_processor, name):
-            raise ValueError(f"The page has no code for `{name}`, which {exported}/processor_config.json sets.")
+    if image_processor.do_resize:
+        raise ValueError(f"The page has no code for `do_resize`, which {exported}/processor_config.json sets.")
     geometry = image_processor.geometry()
     grids = []
     for grid in possible_grids(image_processor.max_crops).tolist():
