@@ -2,6 +2,7 @@
 """The model whose vision tower, connector and language model run in another runtime."""
 
 import functools
+import math
 from collections import OrderedDict
 from hashlib import sha256
 from pathlib import Path
@@ -47,6 +48,9 @@ class JinaVLMRuntimeModel(JinaVLMForConditionalGeneration):
         dtype = getattr(torch, manifest.dtype)
         model.vision_tower = _VisionTower(config, sessions["vision"], dtype)
         model.connector = _Graph(sessions["connector"])
+        if manifest.runtime == "executorch":  # its programs have memory for as many
+            model.tiles_per_group = _KEPT_TILES
+            model.connector = _Connector(sessions["connector"], _KEPT_TILES * math.prod(config.pooled_shape))
         model.language_model = _LanguageModel(model.language_model.config, sessions["decoder"])
         model.embed_tokens = _Graph(sessions["embedding"])  # where `get_input_embeddings` looks first
         self.lm_head = _Graph(sessions["head"])  # type: ignore[assignment]
@@ -110,6 +114,20 @@ class _Graph(nn.Module):
 
     def forward(self, *inputs: torch.Tensor, **_: Any) -> torch.Tensor:
         return self.session(*inputs)[0]
+
+
+class _Connector(_Graph):
+    """The connector, for at most `max_cells` cells at once."""
+
+    def __init__(self, session: Session, max_cells: int):
+        super().__init__(session)
+        self.max_cells = max_cells
+
+    def forward(
+        self, hidden_states: torch.Tensor, cell_indices: torch.Tensor, is_last_tile: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        parts = zip(cell_indices.split(self.max_cells), is_last_tile.split(self.max_cells), strict=True)
+        return torch.cat([self.session(hidden_states, *part)[0].clone() for part in parts])
 
 
 class _VisionTower(nn.Module):
