@@ -23,6 +23,7 @@ from jvlm.conversion_scripts.answer_script import write_answer_script
 from jvlm.conversion_scripts.export_runtime import export_runtime
 from jvlm.conversion_scripts.verify import verify
 from jvlm.runtimes import JinaVLMRuntimeModel, read_manifest
+from jvlm.runtimes.runtime_model import _Connector
 from jvlm.runtimes.digests import digest
 from jvlm_cli.main import main
 
@@ -142,6 +143,13 @@ def test_what_a_runtime_lacks_is_an_error(digits_onnx, digits):
     page = digits[1](images=held_out_pages(12)[-1].image, text="<|image|>", return_tensors="pt", **dropped)
     with pytest.raises(ValueError, match="The graph encodes whole tiles; leave out `drop_uniform_patches`"):
         exported(**page)
+
+
+def test_connector_of_programs_with_limited_memory():
+    connector = _Connector(lambda features, cells, is_last: [cells[:, None] * features[0, 0] + is_last[:, None]], 4)
+    cells, features = torch.arange(10), torch.ones(2, 3, 5)
+    expected = (cells + (cells > 5))[:, None].expand(10, 5)
+    assert torch.equal(connector(features, cells, cells > 5), expected)
 
 
 def test_wrong_folders(copy, digits_onnx, monkeypatch):

@@ -123,9 +123,8 @@ class _Connector(_Graph):
         super().__init__(session)
         self.max_cells = max_cells
 
-    def forward(
-        self, hidden_states: torch.Tensor, cell_indices: torch.Tensor, is_last_tile: torch.Tensor, **_: Any
-    ) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor, **_: Any) -> torch.Tensor:
+        hidden_states, cell_indices, is_last_tile = inputs
         parts = zip(cell_indices.split(self.max_cells), is_last_tile.split(self.max_cells), strict=True)
         return torch.cat([self.session(hidden_states, *part)[0].clone() for part in parts])
 
