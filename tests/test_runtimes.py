@@ -23,8 +23,8 @@ from jvlm.conversion_scripts.answer_script import write_answer_script
 from jvlm.conversion_scripts.export_runtime import export_runtime
 from jvlm.conversion_scripts.verify import verify
 from jvlm.runtimes import JinaVLMRuntimeModel, read_manifest
-from jvlm.runtimes.runtime_model import _Connector
 from jvlm.runtimes.digests import digest
+from jvlm.runtimes.runtime_model import _Connector
 from jvlm_cli.main import main
 
 
