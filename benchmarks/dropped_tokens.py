@@ -18,6 +18,7 @@ as in photographs, with noise, shadows and folds.
 
 import argparse
 import json
+from itertools import cycle
 from pathlib import Path
 
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -35,9 +36,9 @@ from jvlm.training.finetune import finetune
 BATCH_SIZE = 32
 # Strength of the degradation of a document, and the layout.
 PHOTOGRAPHS = [(strength, layout) for strength in (0.0, 1.0) for layout in ("independent", "stitched")]
-# Settings of the image processor by the name of their curve.
 CELLS, PATCHES = {"drop_uniform_cells": True}, {"drop_uniform_cells": True, "drop_uniform_patches": True}
 TOLERANCES = (0.0, 64.0, 160.0, 200.0)
+# Settings of the image processor by the name of their curve.
 CURVES = {
     "uniform cells": [{**CELLS, "uniform_tolerance": value} for value in TOLERANCES],
     "uniform cells and patches": [{**PATCHES, "uniform_tolerance": value} for value in TOLERANCES],
@@ -166,11 +167,11 @@ def plot(results: dict[str, dict[str, list[dict]]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, color in zip(results, ("tab:blue", "tab:orange", "tab:green"), strict=False):
-        for (curve, points), style in zip(results[name].items(), ("o-", "^:", "s--"), strict=False):
+    for number, name in enumerate(results):
+        for (curve, points), style in zip(results[name].items(), cycle(("o-", "^:", "s--"))):
             shares = [100 * point["dropped"] for point in points]
             rates = [100 * point["right"] / point["all"] for point in points]
-            axes.plot(shares, rates, style, color=color, label=f"{curve}, {name}")
+            axes.plot(shares, rates, style, color=f"C{number}", label=f"{curve}, {name}")
     axes.set(xlabel="image tokens dropped, %", ylabel="exact answers, %", xlim=0, ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend()

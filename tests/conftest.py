@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import PIL.Image
+import PIL.ImageDraw
 import pytest
 import torch
 from helpers import END_OF_TEXT, LAYOUTS, assistant, make_image, user
@@ -137,6 +139,17 @@ def build_model(build_config):
         return model.eval()
 
     return build
+
+
+@pytest.fixture
+def page() -> PIL.Image.Image:
+    """A white page of 3 × 4 tiles of the small processor, with two words and a light smudge."""
+    image = PIL.Image.new("RGB", (176, 136), "white")
+    draw = PIL.ImageDraw.Draw(image)
+    draw.text((30, 20), "Total", "black")
+    draw.text((120, 110), "17", "blue")
+    draw.rectangle((60, 60, 70, 64), (250, 255, 255))
+    return image
 
 
 @pytest.fixture

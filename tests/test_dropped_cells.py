@@ -2,8 +2,6 @@
 """Image tokens that are left out: cells of one colour, and grids of fewer tiles by `max_image_tokens`."""
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 import pytest
 import torch
 from helpers import LAYOUTS, run_lengths
@@ -14,17 +12,6 @@ from jvlm import draw_tiles, plan_images
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 DROP = {"drop_uniform_cells": True}
-
-
-@pytest.fixture
-def page() -> PIL.Image.Image:
-    """A white page of 3 × 4 tiles of the small processor, with two words and a light smudge."""
-    image = PIL.Image.new("RGB", (176, 136), "white")
-    draw = PIL.ImageDraw.Draw(image)
-    draw.text((30, 20), "Total", "black")
-    draw.text((120, 110), "17", "blue")
-    draw.rectangle((60, 60, 70, 64), (250, 255, 255))
-    return image
 
 
 def spreads(tile: torch.Tensor, window: int = 16) -> list[float]:

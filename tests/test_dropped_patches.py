@@ -2,8 +2,6 @@
 """Patches of uniform cells that the vision tower leaves out (`drop_uniform_patches`)."""
 
 import numpy as np
-import PIL.Image
-import PIL.ImageDraw
 import pytest
 import torch
 from helpers import LAYOUTS
@@ -14,16 +12,6 @@ from jvlm.modeling.image_plan import pack_patches, trace_plan
 
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
 CELLS, PATCHES = {"drop_uniform_cells": True}, {"drop_uniform_cells": True, "drop_uniform_patches": True}
-
-
-@pytest.fixture
-def page() -> PIL.Image.Image:
-    """A white page of 3 × 4 tiles of the small processor, with two words."""
-    image = PIL.Image.new("RGB", (176, 136), "white")
-    draw = PIL.ImageDraw.Draw(image)
-    draw.text((30, 20), "Total", "black")
-    draw.text((120, 110), "17", "blue")
-    return image
 
 
 def masked_tower(model, pixel_values: torch.Tensor, is_seen: torch.Tensor) -> torch.Tensor:
